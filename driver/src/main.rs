@@ -1,0 +1,2 @@
+//! The driver binary.
+fn main() {}

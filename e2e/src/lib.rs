@@ -1,0 +1,1 @@
+//! Holdfast end-to-end library.
