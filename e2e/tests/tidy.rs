@@ -1,4 +1,5 @@
 //! What decays unseen: the directions of imports, verdicts without I/O, and the places that own a dangerous thing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
