@@ -1,2 +1,49 @@
-//! The `holdfast` binary.
-fn main() {}
+//! The one binary `holdfast`.
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use holdfast_e2e::cli::args::{Cli, Command};
+use holdfast_e2e::cli::exit::Exit;
+use holdfast_e2e::cli::{cluster, doctor};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that went away is no error.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Passed
+            }
+            .into();
+        }
+    };
+    match dispatch(cli.command).await {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  because: {cause}");
+            }
+            Exit::Usage.into()
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Doctor => doctor::doctor().await,
+        Command::Cluster(command) => cluster::cluster(command).await,
+        Command::Cache(command) => cluster::cache(command).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
+            Ok(Exit::Passed)
+        }
+        Command::List(_) | Command::Run(_) | Command::Replay(_) | Command::Leaks(_) | Command::Io(_) => {
+            anyhow::bail!("this command comes with the scenarios, which this build does not have")
+        }
+    }
+}

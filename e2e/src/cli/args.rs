@@ -1,0 +1,252 @@
+//! The command line as it is typed.
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::cluster::kind::Timers;
+use crate::cluster::node_image::Way;
+
+/// Proves on real clusters that a CSI driver loses nothing and leaks nothing across failover.
+#[derive(Debug, Parser)]
+#[command(
+    name = "holdfast",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 110
+)]
+#[command(
+    after_help = "Exit codes: 0 passed, 4 nothing selected, 96 usage or set-up, 100 assertion, \
+    102 infrastructure, 103 leak, 130 interrupted after cleaning up"
+)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what this machine has, lacks, and how to get it
+    Doctor,
+    /// List the scenarios
+    List(ListArgs),
+    /// Bring clusters up and down, look at them, load images into them
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Run scenarios on a cluster: the main job
+    Run(RunArgs),
+    /// Run one scenario again as a run folder describes it
+    Replay(ReplayArgs),
+    /// Count what is left of volumes on a cluster
+    Leaks(LeaksArgs),
+    /// Manage what is kept between runs
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write or verify numbered blocks; runs inside pods
+    #[command(subcommand, hide = true)]
+    Io(IoCommand),
+}
+
+/// Options that choose a cluster.
+#[derive(Args, Clone, Debug)]
+pub struct ClusterArgs {
+    /// Minor of Kubernetes, such as 1.37; the newest that can be had by default
+    #[arg(long, value_name = "MINOR")]
+    pub kubernetes: Option<String>,
+    /// Workers beside the control plane
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=20))]
+    pub nodes: u32,
+    /// fast: timers that only slow tests down are short; real: as shipped
+    #[arg(long, value_enum, default_value = "fast")]
+    pub timers: Timers,
+    /// How the node image is had; by default pulled where a registry answers, else built
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub node_image: Option<Way>,
+    /// Consent to what would be asked
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// `cluster ...`
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Bring a cluster up; it stays until `cluster down`
+    Up {
+        /// Its name
+        #[arg(long, default_value = "holdfast")]
+        name: String,
+        /// Which cluster
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Remove a cluster with everything that is its own
+    Down {
+        /// Its name
+        #[arg(default_value = "holdfast", conflicts_with = "all")]
+        name: String,
+        /// Every cluster, whole or not
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show clusters and whether they answer
+    Status,
+    /// Load images of the local Docker into every node
+    Load {
+        /// The cluster's name
+        #[arg(long, default_value = "holdfast")]
+        name: String,
+        /// Images
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Write the logs of every node into a folder
+    Logs {
+        /// The cluster's name
+        #[arg(long, default_value = "holdfast")]
+        name: String,
+        /// The folder
+        #[arg(long, default_value = "logs")]
+        output: PathBuf,
+    },
+}
+
+/// `cache ...`
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Show how large each part is
+    Show,
+    /// Remove everything that can be made again; clusters stay
+    Prune,
+}
+
+/// `list`
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Names, or parts of them
+    pub names: Vec<String>,
+    /// Only those with this label; may be repeated
+    #[arg(long = "label", value_name = "LABEL")]
+    pub labels: Vec<String>,
+}
+
+/// When a cluster stays after a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// Never
+    #[default]
+    Never,
+    /// If something failed
+    Failed,
+    /// Always
+    Always,
+}
+
+/// `run`
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Scenarios by name; all by default
+    pub names: Vec<String>,
+    /// Only those with this label; may be repeated
+    #[arg(long = "label", value_name = "LABEL")]
+    pub labels: Vec<String>,
+    /// Which cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// A cluster of `cluster up`, by its name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["kubeconfig", "context"])]
+    pub on: Option<String>,
+    /// Number that all chance comes from
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// When the cluster stays
+    #[arg(long, value_enum, default_value = "never")]
+    pub keep: Keep,
+    /// An existing cluster, by its kubeconfig
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// An existing cluster, by its context
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Where the run folder goes; ./runs/<id> by default
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Scenarios at once
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: Option<u32>,
+    /// How often each scenario runs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+}
+
+/// `replay`
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    /// The run folder
+    pub folder: PathBuf,
+    /// The scenario; the first that did not pass by default
+    pub scenario: Option<String>,
+    /// A cluster of `cluster up`, by its name
+    #[arg(long, value_name = "NAME")]
+    pub on: Option<String>,
+    /// Consent to what would be asked
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// `leaks`
+#[derive(Args, Clone, Debug)]
+pub struct LeaksArgs {
+    /// A cluster of `cluster up`, by its name
+    #[arg(long, value_name = "NAME", default_value = "holdfast")]
+    pub on: String,
+}
+
+/// `io ...`
+#[derive(Debug, Subcommand)]
+pub enum IoCommand {
+    /// Write blocks until told to stop
+    Write(IoArgs),
+    /// Check the blocks that are there
+    Verify(IoArgs),
+}
+
+/// `io write|verify`
+#[derive(Args, Clone, Debug)]
+pub struct IoArgs {
+    /// File or block device
+    #[arg(long)]
+    pub path: PathBuf,
+    /// Who writes
+    #[arg(long, default_value = "writer")]
+    pub writer: String,
+    /// Blocks to write; without end by default
+    #[arg(long)]
+    pub blocks: Option<u64>,
+    /// Milliseconds between blocks
+    #[arg(long, default_value_t = 20)]
+    pub interval_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_and_all_exclude_each_other() {
+        assert!(Cli::try_parse_from(["holdfast", "cluster", "down", "a", "--all"]).is_err());
+    }
+}

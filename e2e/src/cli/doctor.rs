@@ -1,0 +1,101 @@
+//! `holdfast doctor`: one line for each thing that a run needs.
+use super::exit::Exit;
+use crate::cluster::versions::Versions;
+use crate::cluster::{cache_root, docker, node_image, packages, tools};
+use crate::command;
+
+/// Prints the list; it changes nothing.
+///
+/// # Errors
+/// If kind/versions.yaml cannot be read.
+pub async fn doctor() -> anyhow::Result<Exit> {
+    let versions = Versions::load()?;
+    let mut missing = 0;
+    let mut line = |state: &str, what: &str, how: &str| {
+        missing += u32::from(state == "missing");
+        println!("{state:8} {what:22} {how}");
+    };
+    let root = nix::unistd::geteuid().is_root();
+    match root {
+        true => line("ok", "root", ""),
+        false => line("missing", "root", "run as root: mounts and loop devices need it"),
+    }
+    match command::find("go") {
+        Some(path) => line("ok", "go", &path.display().to_string()),
+        None => line(
+            "missing",
+            "go",
+            "install Go 1.26 or newer; it builds the tools and the node image",
+        ),
+    }
+    for needed in packages::NEEDED {
+        match command::find(needed.program) {
+            Some(path) => line("ok", needed.program, &path.display().to_string()),
+            None if root && command::find("apt-get").is_some() => {
+                line(
+                    "fix",
+                    needed.program,
+                    &format!("installed on consent: {} ({})", needed.package, needed.why),
+                );
+            }
+            None => line(
+                "missing",
+                needed.program,
+                &format!("apt-get install {} ({})", needed.package, needed.why),
+            ),
+        }
+    }
+    match docker::existing().await {
+        Some(found) => line("ok", "docker daemon", &found.host),
+        None if root => line("fix", "docker daemon", "a private one is started by a run"),
+        None => line(
+            "missing",
+            "docker daemon",
+            "start one, set DOCKER_HOST, or run as root",
+        ),
+    }
+    for tool in &versions.tools {
+        let cached = tools::cached(tool);
+        match tools::fitting(tool).await {
+            Some(path) => line("ok", &tool.name, &path.display().to_string()),
+            None if cached.exists() => line("ok", &tool.name, &cached.display().to_string()),
+            None => line(
+                "fix",
+                &tool.name,
+                &format!("{} is built on first use", tool.version),
+            ),
+        }
+    }
+    match node_image::registry_answers().await {
+        true => line("ok", "image registry", "node images are pulled"),
+        false => line(
+            "fix",
+            "image registry",
+            "none answers: the node image is built from source (about 12 min once)",
+        ),
+    }
+    if !docker::may_set_limits() {
+        line(
+            "ok",
+            "CAP_SYS_RESOURCE",
+            "absent: a wrapper of runc is used, a mounted ext4 cannot grow here",
+        );
+    }
+    if let Ok(space) = nix::sys::statvfs::statvfs(cache_base().as_path()) {
+        let free = space.blocks_available() * space.fragment_size() >> 30;
+        let state = if free >= 15 { "ok" } else { "missing" };
+        line(
+            state,
+            "space",
+            &format!("{free} GiB free at {}; 15 are wanted", cache_root().display()),
+        );
+    }
+    Ok(if missing == 0 { Exit::Passed } else { Exit::Usage })
+}
+
+/// The nearest folder of the cache's path that exists.
+fn cache_base() -> std::path::PathBuf {
+    let mut path = cache_root();
+    while !path.exists() && path.pop() {}
+    path
+}

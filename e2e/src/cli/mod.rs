@@ -1,0 +1,5 @@
+//! The command line: what was typed, what each command does, how it ends.
+pub mod args;
+pub mod cluster;
+pub mod doctor;
+pub mod exit;

@@ -1,0 +1,87 @@
+//! Real clusters: what they need on the machine, how they come up, how nothing of them stays.
+pub mod docker;
+pub mod images;
+pub mod kind;
+pub mod label;
+pub mod node;
+pub mod node_image;
+mod node_rootfs;
+pub mod packages;
+pub mod tools;
+pub mod versions;
+
+use std::path::{Path, PathBuf};
+
+/// The clone that this program was built in: charts, versions and scenarios are read from it.
+pub fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+/// Where everything lives that may be made again: builds, images, the private Docker, the state of clusters.
+pub fn cache_root() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
+    base.unwrap_or_else(home).join("holdfast")
+}
+
+/// Where clusters keep their state, one folder each.
+pub fn state_root() -> PathBuf {
+    cache_root().join("state")
+}
+
+/// Why a cluster, or what it needs, could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A program failed.
+    #[error("{doing} failed")]
+    Command {
+        /// What it was to do.
+        doing: String,
+        /// How it ended.
+        source: crate::command::CommandError,
+    },
+    /// A file or folder could not be read or written.
+    #[error("{path}: {doing} failed")]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What was done.
+        doing: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A description is wrong.
+    #[error(transparent)]
+    Yaml(#[from] crate::yaml::YamlError),
+    /// Something is missing or in the way, and the message says what to do.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// Names what was being done when a program failed.
+pub(crate) async fn call(doing: &str, spec: &crate::command::Command) -> Result<String, ClusterError> {
+    crate::command::run(spec)
+        .await
+        .map(|output| output.stdout)
+        .map_err(|source| ClusterError::Command {
+            doing: doing.to_owned(),
+            source,
+        })
+}
+
+/// Names the file of an error.
+pub(crate) fn at<'a>(
+    path: &'a Path,
+    doing: &'static str,
+) -> impl FnOnce(std::io::Error) -> ClusterError + 'a {
+    move |source| ClusterError::File {
+        path: path.to_owned(),
+        doing,
+        source,
+    }
+}

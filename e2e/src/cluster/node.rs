@@ -1,0 +1,87 @@
+//! One node of a kind cluster: commands inside it, its units, its container.
+use std::time::Duration;
+
+use super::docker::Docker;
+use super::{ClusterError, call};
+use crate::command::{self, Output};
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name, in Kubernetes and as a container.
+    pub name: String,
+    docker: Docker,
+}
+
+impl Node {
+    /// The node called `name`.
+    pub fn new(name: &str, docker: &Docker) -> Self {
+        Self {
+            name: name.to_owned(),
+            docker: docker.clone(),
+        }
+    }
+
+    /// Runs a program in the node, within a minute.
+    ///
+    /// # Errors
+    /// If it cannot run, or fails.
+    pub async fn exec(&self, words: &[&str]) -> Result<Output, ClusterError> {
+        self.exec_within(words, Duration::from_secs(60)).await
+    }
+
+    /// Runs a program in the node.
+    ///
+    /// # Errors
+    /// If it cannot run, fails, or runs out of time.
+    pub async fn exec_within(&self, words: &[&str], limit: Duration) -> Result<Output, ClusterError> {
+        let spec = self
+            .docker
+            .command()
+            .args(["exec", "--privileged", &self.name])
+            .args(words)
+            .timeout(limit);
+        command::run(&spec).await.map_err(|source| ClusterError::Command {
+            doing: format!("{} on {}", words.first().unwrap_or(&""), self.name),
+            source,
+        })
+    }
+
+    /// start, stop, kill, is-active ... of a unit.
+    ///
+    /// # Errors
+    /// Those of systemctl.
+    pub async fn systemctl(&self, verb: &str, unit: &str) -> Result<Output, ClusterError> {
+        self.exec(&["systemctl", verb, unit]).await
+    }
+
+    /// Whether a unit is active.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub async fn is_active(&self, unit: &str) -> Result<bool, ClusterError> {
+        let shown = self
+            .exec(&["systemctl", "show", "--property=ActiveState", unit])
+            .await?;
+        Ok(shown.stdout.trim() == "ActiveState=active")
+    }
+
+    /// The text of a file in the node.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub async fn read(&self, path: &str) -> Result<String, ClusterError> {
+        Ok(self.exec(&["cat", path]).await?.stdout)
+    }
+
+    /// pause, unpause, kill, start, stop of the node's container.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn container(&self, verb: &str) -> Result<(), ClusterError> {
+        let spec = self.docker.command().args([verb, &self.name]);
+        call(&format!("docker {verb} {}", self.name), &spec)
+            .await
+            .map(drop)
+    }
+}
