@@ -29,7 +29,9 @@ pub struct Docker {
     pub host: String,
     /// Whether it is the private one.
     pub private: bool,
+    /// Held, not read: as long as it is there nobody stops the daemon.
     #[serde(skip)]
+    #[allow(dead_code)]
     lock: Option<Arc<Flock<File>>>,
 }
 
