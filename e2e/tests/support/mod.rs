@@ -5,6 +5,9 @@
 //! absent requirement is a failure.
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod api_proxy;
+pub mod array;
+pub mod docker;
 pub mod tools;
 
 use std::path::PathBuf;
@@ -52,4 +55,15 @@ pub fn root() -> PathBuf {
 /// Turns a failed check into the message of its case.
 pub fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Failed> {
     if holds { Ok(()) } else { Err(message().into()) }
+}
+
+/// An error with all its causes, on one line.
+pub fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
