@@ -1,5 +1,6 @@
 //! A Docker daemon, by the same function that the tool itself uses.
 use holdfast_e2e::cluster::docker::{self, Docker};
+use holdfast_e2e::cluster::packages;
 use holdfast_e2e::progress::Progress;
 
 /// A daemon to use, and the progress that its making was shown on.
@@ -8,9 +9,10 @@ pub struct TestDocker {
     pub progress: Progress,
 }
 
-/// Finds a daemon, or starts a private one.
+/// Finds a daemon, or starts a private one; what it needs is installed where that is consented to.
 pub async fn ensure() -> Result<TestDocker, String> {
     let progress = Progress::default();
+    packages::ensure(false, &progress).await.map_err(super::chain)?;
     let docker = docker::ensure(&progress).await.map_err(super::chain)?;
     Ok(TestDocker { docker, progress })
 }
