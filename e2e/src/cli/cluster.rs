@@ -33,6 +33,10 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<Exit> {
             for name in kind::known()? {
                 kind::down(&name).await?;
             }
+            // A process that was killed could not let go of the private daemon; one that is in use stays.
+            if let Some(docker) = docker::existing().await {
+                docker.release().await?;
+            }
             Ok(Exit::Passed)
         }
         ClusterCommand::Status => status().await,

@@ -1,5 +1,8 @@
 //! Real clusters: what they need on the machine, how they come up, how nothing of them stays.
+pub mod chart;
+pub mod deploy;
 pub mod docker;
+pub mod driver_image;
 pub mod images;
 pub mod kind;
 pub mod label;
@@ -29,9 +32,10 @@ pub fn cache_root() -> PathBuf {
     base.unwrap_or_else(home).join("holdfast")
 }
 
-/// Where clusters keep their state, one folder each.
+/// Where clusters keep their state, one folder each; HOLDFAST_STATE_DIR sets one job's clusters apart from all others.
 pub fn state_root() -> PathBuf {
-    cache_root().join("state")
+    let given = std::env::var_os("HOLDFAST_STATE_DIR").filter(|v| !v.is_empty());
+    given.map_or_else(|| cache_root().join("state"), PathBuf::from)
 }
 
 /// Why a cluster, or what it needs, could not be made or removed.
