@@ -18,13 +18,16 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use support::api_proxy::ApiProxy;
 use support::array::Array;
 use support::{Found, check, is_root, trial};
-use testcontainers::core::Mount;
+use testcontainers::core::wait::ExitWaitStrategy;
+use testcontainers::core::{Mount, WaitFor};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 use tonic::transport::Channel;
 
 /// The image's name, for the process that runs the cases.
 const IMAGE_ENV: &str = "HOLDFAST_T2_IMAGE";
+/// The name of the suite's own image.
+const E2E_IMAGE_ENV: &str = "HOLDFAST_T2_E2E_IMAGE";
 const NODE: &str = "t2-node";
 const DATA_DIR: &str = "/var/lib/holdfast";
 /// A container's start, and the driver's sweep of the data folder.
@@ -56,6 +59,10 @@ fn main() -> ExitCode {
     cases.push(trial("each_role_opens_the_files_of_the_other", &image, |image| {
         on_runtime(shares_files(image))
     }));
+    let own = image.and_then(|_| std::env::var(E2E_IMAGE_ENV).map_err(support::chain));
+    cases.push(trial("the_suites_own_image_starts", &own, |image| {
+        on_runtime(starts(image))
+    }));
     libtest_mimic::run(&arguments, cases).exit_code()
 }
 
@@ -74,6 +81,10 @@ fn prepare_and_run() -> Result<ExitCode, String> {
         let image = driver_image::driver(&docker.docker, &docker.progress)
             .await
             .map_err(support::chain)?;
+        let own = Path::new(env!("CARGO_BIN_EXE_holdfast"));
+        let own = driver_image::e2e(&docker.docker, own, &docker.progress)
+            .await
+            .map_err(support::chain)?;
         let daemon = docker.docker.host.trim_start_matches("unix://").to_owned();
         let proxy = ApiProxy::start(Path::new(&daemon))
             .await
@@ -83,6 +94,7 @@ fn prepare_and_run() -> Result<ExitCode, String> {
             .args(std::env::args_os().skip(1))
             .env("DOCKER_HOST", proxy.host())
             .env(IMAGE_ENV, image)
+            .env(E2E_IMAGE_ENV, own)
             .status()
             .await
             .map_err(|error| error.to_string())?;
@@ -323,6 +335,22 @@ fn is_bound(device: &str) -> bool {
         .join(name)
         .join("loop/backing_file")
         .exists()
+}
+
+/// The image has all libraries that the program needs, and knows how it is started.
+async fn starts(image: String) -> Result<(), Failed> {
+    let (name, tag) = image.rsplit_once(':').ok_or("the image has no tag")?;
+    let container = GenericImage::new(name, tag)
+        .with_cmd(["--version"])
+        .with_label("holdfast.run", format!("t2-{}", std::process::id()))
+        .with_user("65534:65534")
+        .with_readonly_rootfs(true)
+        .with_host_config_modifier(|host| host.network_mode = Some("none".into()))
+        .with_ready_conditions(vec![WaitFor::exit(ExitWaitStrategy::new().with_exit_code(0))])
+        .start()
+        .await?;
+    let said = String::from_utf8(container.stdout_to_vec().await?)?;
+    check(said.starts_with("holdfast "), || format!("it said {said:?}"))
 }
 
 async fn survives(image: String) -> Result<(), Failed> {
