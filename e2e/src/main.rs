@@ -5,6 +5,7 @@ use clap::{CommandFactory, Parser};
 use holdfast_e2e::cli::args::{Cli, Command};
 use holdfast_e2e::cli::exit::Exit;
 use holdfast_e2e::cli::{cluster, doctor};
+use holdfast_e2e::cluster::docker;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -21,7 +22,13 @@ async fn main() -> ExitCode {
             .into();
         }
     };
-    match dispatch(cli.command).await {
+    let ended = dispatch(cli.command).await;
+    // By now nothing of this process uses the private daemon; in pods and for most commands there is none.
+    let ended = match docker::stop_unused().await {
+        Ok(()) => ended,
+        Err(error) => ended.and(Err(error.into())),
+    };
+    match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("error: {error}");

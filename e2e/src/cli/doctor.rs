@@ -82,7 +82,7 @@ pub async fn doctor() -> anyhow::Result<Exit> {
         );
     }
     if let Ok(space) = nix::sys::statvfs::statvfs(cache_base().as_path()) {
-        let free = space.blocks_available() * space.fragment_size() >> 30;
+        let free = (space.blocks_available() * space.fragment_size()) >> 30;
         let state = if free >= 15 { "ok" } else { "missing" };
         line(
             state,

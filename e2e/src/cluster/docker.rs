@@ -41,31 +41,39 @@ impl Docker {
         Command::new("docker").env("DOCKER_HOST", &self.host)
     }
 
-    /// Lets go of the daemon; a private one that nobody uses is stopped.
+    /// Lets go of the daemon; a private one that nobody uses is stopped. Other copies of this value are users too.
     ///
     /// # Errors
     /// If it does not stop.
     pub async fn release(self) -> Result<(), ClusterError> {
-        if !self.private {
-            return Ok(());
-        }
-        let host = self.host.clone();
         drop(self);
-        let home = home();
-        if !home.join("config.json").exists() {
-            return Ok(());
-        }
-        let Some(_alone) = exclusive(&home)? else {
-            return Ok(());
-        };
-        let running = Command::new("docker")
-            .env("DOCKER_HOST", host)
-            .args(["ps", "--quiet"]);
-        let busy = call("docker ps", &running)
-            .await
-            .is_ok_and(|list| !list.trim().is_empty());
-        if busy { Ok(()) } else { stop(&home).await }
+        stop_unused().await
     }
+}
+
+/// Stops a private daemon that nobody uses: no process holds it, no container runs in it. Left by a killed run or not.
+///
+/// # Errors
+/// If it does not stop.
+pub async fn stop_unused() -> Result<(), ClusterError> {
+    let home = home();
+    if !runtime().exists() || !home.exists() {
+        return Ok(());
+    }
+    let Some(_alone) = exclusive(&home)? else {
+        return Ok(());
+    };
+    let private = Docker {
+        host: host(),
+        private: true,
+        lock: None,
+    };
+    let running = private
+        .command()
+        .args(["ps", "--quiet"])
+        .timeout(Duration::from_secs(20));
+    let busy = answers(&private).await && !call("docker ps", &running).await?.trim().is_empty();
+    if busy { Ok(()) } else { stop(&home).await }
 }
 
 /// The daemon that answers, else a private one, started if need be.

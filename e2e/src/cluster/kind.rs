@@ -312,7 +312,9 @@ async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result
         ]),
         wait(&["delete", "storageclass", "standard", "--ignore-not-found"]),
     );
-    (devices?, ready?, class?);
+    devices?;
+    ready?;
+    class?;
     step.done();
     let step = progress.step("pods of kube-system Ready");
     let (dns, proxy) = tokio::join!(
@@ -333,7 +335,8 @@ async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result
             "--timeout=120s"
         ]),
     );
-    (dns?, proxy?);
+    dns?;
+    proxy?;
     wait(&[
         "-n",
         "kube-system",
@@ -409,6 +412,7 @@ pub async fn down(name: &str) -> Result<(), ClusterError> {
         _ => tools::tool("kind", &progress).await?,
     };
     let removed = remove(name, Some(&docker), &kind, &progress).await;
+    // Not if the caller still holds a Cluster: then its daemon stops when the program ends.
     docker.release().await?;
     removed
 }
