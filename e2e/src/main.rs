@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use holdfast_e2e::cli::args::{Cli, Command};
 use holdfast_e2e::cli::exit::Exit;
 use holdfast_e2e::cli::{cluster, doctor};
-use holdfast_e2e::cluster::docker;
+use holdfast_e2e::cluster::{ClusterError, docker};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -35,7 +35,7 @@ async fn main() -> ExitCode {
             for cause in error.chain().skip(1) {
                 eprintln!("  because: {cause}");
             }
-            Exit::Usage.into()
+            exit_of(&error).into()
         }
     }
 }
@@ -51,6 +51,16 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         }
         Command::List(_) | Command::Run(_) | Command::Replay(_) | Command::Leaks(_) | Command::Io(_) => {
             anyhow::bail!("this command comes with the scenarios, which this build does not have")
+        }
+    }
+}
+
+/// What is wrong with the input or the machine is the user's to mend; a program that failed is not.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    match error.downcast_ref::<ClusterError>() {
+        Some(ClusterError::Command { .. }) => Exit::Infrastructure,
+        Some(ClusterError::File { .. } | ClusterError::Yaml(_) | ClusterError::Setup(_)) | None => {
+            Exit::Usage
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `holdfast doctor`: one line for each thing that a run needs.
 use super::exit::Exit;
 use crate::cluster::versions::Versions;
-use crate::cluster::{cache_root, docker, node_image, packages, tools};
+use crate::cluster::{cache_root, docker, host, node_image, packages, tools};
 use crate::command;
 
 /// Prints the list; it changes nothing.
@@ -81,8 +81,15 @@ pub async fn doctor() -> anyhow::Result<Exit> {
             "absent: a wrapper of runc is used, a mounted ext4 cannot grow here",
         );
     }
-    if let Ok(space) = nix::sys::statvfs::statvfs(cache_base().as_path()) {
-        let free = (space.blocks_available() * space.fragment_size()) >> 30;
+    match host::inotify_fits() {
+        true => line("ok", "inotify", ""),
+        false => line(
+            "fix",
+            "inotify",
+            "fs.inotify.max_user_instances is raised by a run, until the next boot",
+        ),
+    }
+    if let Some(free) = host::free_gib() {
         let state = if free >= 15 { "ok" } else { "missing" };
         line(
             state,
@@ -91,11 +98,4 @@ pub async fn doctor() -> anyhow::Result<Exit> {
         );
     }
     Ok(if missing == 0 { Exit::Passed } else { Exit::Usage })
-}
-
-/// The nearest folder of the cache's path that exists.
-fn cache_base() -> std::path::PathBuf {
-    let mut path = cache_root();
-    while !path.exists() && path.pop() {}
-    path
 }

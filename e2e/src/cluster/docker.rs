@@ -20,6 +20,8 @@ const BRIDGE: &str = "holdfast0";
 const BRIDGE_ADDRESS: &str = "172.29.255.1/24";
 const POOL: &str = "172.28.0.0/16";
 const LIMIT_START: Duration = Duration::from_secs(40);
+/// As long as somebody else's cold build.
+const LIMIT_LOCK: Duration = Duration::from_secs(40 * 60);
 const LIMIT_STOP: Duration = Duration::from_secs(40);
 
 /// A daemon that answers.
@@ -303,6 +305,26 @@ fn alive(file: &Path) -> bool {
     let Some(pid) = pid(file) else { return false };
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.contains("(dockerd)") && !stat.contains("(dockerd) Z")
+}
+
+/// One process at a time does what `what` names; waits for the others, who may build for long.
+///
+/// # Errors
+/// If the others do not end.
+pub(super) async fn lock(what: &str) -> Result<Flock<File>, ClusterError> {
+    let folder = cache_root();
+    std::fs::create_dir_all(&folder).map_err(at(&folder, "create"))?;
+    let path = folder.join(format!("{what}.lock"));
+    let since = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tick.tick().await;
+        match flock(&path, FlockArg::LockExclusiveNonblock) {
+            Err(ClusterError::File { source, .. })
+                if source.kind() == io::ErrorKind::WouldBlock && since.elapsed() < LIMIT_LOCK => {}
+            ended => return ended,
+        }
+    }
 }
 
 fn shared(home: &Path) -> Result<Flock<File>, ClusterError> {

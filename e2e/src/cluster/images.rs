@@ -26,36 +26,18 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// # Errors
 /// If a file cannot be written.
 pub async fn archive(images: &[ImageSpec<'_>], work: &Path, out: &Path) -> Result<(), ClusterError> {
-    let root = [
-        "--sort=name",
-        "--mtime=@0",
-        "--numeric-owner",
-        "--owner=0",
-        "--group=0",
-    ];
-    write(images, &root, work, out).await
-}
-
-/// Like [`archive`], for one image whose files keep their owners.
-///
-/// # Errors
-/// If a file cannot be written.
-pub async fn archive_as_is(image: &ImageSpec<'_>, work: &Path, out: &Path) -> Result<(), ClusterError> {
-    write(std::slice::from_ref(image), &["--numeric-owner"], work, out).await
-}
-
-async fn write(
-    images: &[ImageSpec<'_>],
-    owners: &[&str],
-    work: &Path,
-    out: &Path,
-) -> Result<(), ClusterError> {
     std::fs::create_dir_all(work).map_err(at(work, "create"))?;
     let mut manifest = Vec::new();
     for (number, image) in images.iter().enumerate() {
         let layer = format!("layer{number}.tar");
         let tar = Command::new("tar")
-            .args(owners)
+            .args([
+                "--sort=name",
+                "--mtime=@0",
+                "--numeric-owner",
+                "--owner=0",
+                "--group=0",
+            ])
             .arg("-C")
             .arg(image.tree)
             .args(["-cf", &layer, "."])

@@ -8,7 +8,7 @@ use super::docker::{self, Docker};
 use super::node::Node;
 use super::node_image::{self, Way};
 use super::versions::Versions;
-use super::{ClusterError, at, call, label, packages, state_root, tools, workspace_root};
+use super::{ClusterError, at, call, host, label, packages, state_root, tools, workspace_root};
 use crate::command::{self, Command};
 use crate::progress::Progress;
 
@@ -196,6 +196,8 @@ pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, Clus
         )));
     }
     packages::ensure(spec.yes, progress).await?;
+    host::ensure_space()?;
+    host::ensure_limits(progress)?;
     let docker = docker::ensure(progress).await?;
     let kind = tools::tool("kind", progress).await?;
     let image = node_image::ensure(&versions, minor, spec.node_image, &docker, progress).await?;
@@ -276,6 +278,7 @@ fn description(cluster: &Cluster) -> Result<String, ClusterError> {
 async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result<(), ClusterError> {
     let config = folder.join("kind.yaml");
     std::fs::write(&config, description(cluster)?).map_err(at(&config, "write"))?;
+    network(&cluster.docker).await?;
     let step = progress.step(&format!(
         "create cluster {} ({} nodes, {})",
         cluster.name,
@@ -354,6 +357,27 @@ async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result
     let fresh = folder.join("cluster.json.tmp");
     std::fs::write(&fresh, text).map_err(at(&fresh, "write"))?;
     std::fs::rename(&fresh, &path).map_err(at(&path, "rename"))
+}
+
+/// The network of our nodes, with our label; IPv4 only, so that a fault cuts off a node by one family.
+async fn network(docker: &Docker) -> Result<(), ClusterError> {
+    // Docker would make two of one name.
+    let _one = docker::lock("network").await?;
+    let found = docker.command().args([
+        "network",
+        "ls",
+        "--quiet",
+        "--filter",
+        &format!("name=^{NETWORK}$"),
+    ]);
+    if call("docker network ls", &found).await?.trim().is_empty() {
+        let label = format!("{}=network", label::LABEL);
+        let make = docker.command().args([
+            "network", "create", "--driver", "bridge", "--label", &label, NETWORK,
+        ]);
+        call("docker network create", &make).await?;
+    }
+    Ok(())
 }
 
 async fn loop_devices(cluster: &Cluster) -> Result<(), ClusterError> {

@@ -88,16 +88,23 @@ pub async fn loops_below(path: &Path) -> Result<Vec<String>, ClusterError> {
         "NAME,BACK-INO,BACK-MAJ:MIN,BACK-FILE",
     ];
     let text = call("losetup --list", &Command::new("losetup").args(columns)).await?;
-    let ours = text.lines().filter_map(|line| {
-        let mut words = line.splitn(4, ' ');
-        let (name, inode, device) = (words.next()?, words.next()?.parse::<u64>().ok()?, words.next()?);
-        let file = words.next().unwrap_or("");
-        let (major, minor) = device.split_once(':')?;
-        let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-        let inside = inodes.contains(&(device, inode)) || Path::new(file).starts_with(path);
-        inside.then(|| name.to_owned())
-    });
-    Ok(ours.collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| backed(line, path, &inodes))
+        .collect())
+}
+
+/// The device of a line of losetup's raw list, if its file is one of `inodes` or below `path`.
+fn backed(line: &str, path: &Path, inodes: &BTreeSet<(u64, u64)>) -> Option<String> {
+    // losetup pads the numbers, and its raw form escapes the padding.
+    let line = line.replace("\\x20", "");
+    let mut words = line.splitn(4, ' ');
+    let (name, inode, device) = (words.next()?, words.next()?.parse::<u64>().ok()?, words.next()?);
+    let file = words.next().unwrap_or("");
+    let (major, minor) = device.split_once(':')?;
+    let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
+    let inside = inodes.contains(&(device, inode)) || Path::new(file).starts_with(path);
+    inside.then(|| name.to_owned())
 }
 
 fn collect_inodes(path: &Path, into: &mut BTreeSet<(u64, u64)>) {
@@ -116,6 +123,17 @@ fn collect_inodes(path: &Path, into: &mut BTreeSet<(u64, u64)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loop_is_known_by_device_and_inode_whatever_its_path_is_called() {
+        let line = "/dev/loop0 9977924 \\x20\\x20\\x20\\x20\\x20254:0\\x20\\x20 /x.img (deleted)";
+        let inodes = BTreeSet::from([(nix::sys::stat::makedev(254, 0), 9_977_924)]);
+        assert_eq!(
+            backed(line, Path::new("/data"), &inodes).as_deref(),
+            Some("/dev/loop0")
+        );
+        assert_eq!(backed(line, Path::new("/data"), &BTreeSet::new()), None);
+    }
 
     #[test]
     fn a_tree_goes_and_its_link_targets_stay() {

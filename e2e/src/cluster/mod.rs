@@ -3,6 +3,7 @@ pub mod chart;
 pub mod deploy;
 pub mod docker;
 pub mod driver_image;
+pub mod host;
 pub mod images;
 pub mod kind;
 pub mod label;

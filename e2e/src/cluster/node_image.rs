@@ -4,7 +4,6 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::docker::Docker;
-use super::images::{self, ImageSpec};
 use super::label::remove_tree;
 use super::node_rootfs as rootfs;
 use super::tools::{go_build, key};
@@ -16,7 +15,7 @@ use crate::progress::Progress;
 /// Repository of the images that are built here.
 pub const REPOSITORY: &str = "holdfast.local/node";
 /// To be raised when the recipe itself changes what it makes.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 const LIMIT_STEP: Duration = Duration::from_secs(600);
 
 /// How the node image is had.
@@ -205,6 +204,12 @@ async fn build(
     if present(docker, &image.name).await {
         return Ok(image);
     }
+    // Two processes would compile the same at once; who waited finds it done.
+    let _one = super::docker::lock("node-image").await?;
+    if present(docker, &image.name).await {
+        return Ok(image);
+    }
+    super::host::sweep_builds().await?;
     let module = workspace_root().join(&source.module);
     // The compiler has both cores; the Debian packages come over the network meanwhile.
     let (bin, packed) = tokio::try_join!(
@@ -294,27 +299,29 @@ async fn assemble(
     step.done();
     let step = progress.step("node image: import into Docker");
     rootfs::install(source, &parts.module, &parts.bin, &root)?;
-    let spec = ImageSpec {
-        tree: &root,
-        names: vec![image.name.clone()],
-        config: serde_json::json!({
-            "Entrypoint": ["/usr/local/bin/entrypoint", "/sbin/init"],
-            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"],
-            "StopSignal": "SIGRTMIN+3",
-            "Labels": { super::label::LABEL: "cache" },
-        }),
-    };
     let out = parts.work.join("node.tar");
-    images::archive_as_is(&spec, &parts.work.join("archive"), &out).await?;
-    call(
-        "docker load",
-        &docker
+    let tar = Command::new("tar")
+        .args(["--numeric-owner", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&out)
+        .arg(".");
+    call("tar of the node image", &tar.timeout(LIMIT_STEP)).await?;
+    let import = docker.command().arg("import").arg(&out).timeout(LIMIT_STEP);
+    let id = call("docker import", &import).await?;
+    // `docker import --change` knows no STOPSIGNAL: a second step adds what starts and stops a node.
+    let label = super::label::LABEL;
+    let file = format!(
+        "FROM {}\nENTRYPOINT [\"/usr/local/bin/entrypoint\", \"/sbin/init\"]\nENV container=docker\n\
+         STOPSIGNAL SIGRTMIN+3\nLABEL {label}=cache\n",
+        id.trim()
+    );
+    let finish =
+        docker
             .command()
-            .args(["load", "--quiet", "--input"])
-            .arg(&out)
-            .timeout(LIMIT_STEP),
-    )
-    .await?;
+            .env("DOCKER_BUILDKIT", "0")
+            .args(["build", "--quiet", "--tag", &image.name, "-"]);
+    call("docker build", &finish.stdin(file).timeout(LIMIT_STEP)).await?;
     step.done();
     Ok(())
 }

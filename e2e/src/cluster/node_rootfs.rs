@@ -31,8 +31,12 @@ const MASKED: &[&str] = &[
     "getty@tty1.service",
     "nftables.service",
     "sys-fs-fuse-connections.mount",
+    "systemd-binfmt.service",
     "systemd-logind.service",
+    "systemd-modules-load.service",
+    "systemd-sysctl.service",
     "systemd-tmpfiles-clean.timer",
+    "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
     "xfs_scrub_all.timer",
 ];
@@ -297,8 +301,11 @@ impl Containerd {
         let program = bin.join("containerd");
         let log = config.with_extension("log");
         let out = std::fs::File::create(&log).map_err(at(&log, "create"))?;
-        let mut command = tokio::process::Command::new(&program);
+        // It may not outlive us, not even if we are killed.
+        let mut command = tokio::process::Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL"])
+            .arg(&program)
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())
@@ -346,7 +353,10 @@ impl Containerd {
 
 /// Turns Debian's root filesystem into a node: programs, units, configuration.
 pub(super) fn install(source: &Source, module: &Path, bin: &Path, root: &Path) -> Result<(), ClusterError> {
-    copy(&bin.join("hyperkube"), &root.join("usr/bin/hyperkube"))?;
+    // The same file as in the pods' image, and not a second copy of it.
+    let own = root.join("usr/bin/hyperkube");
+    let layer = hyperkube_layer(&root.join("kind/layers"))?;
+    std::fs::hard_link(&layer, &own).map_err(at(&own, "link"))?;
     for name in ["kubelet", "kubeadm", "kubectl"] {
         link("hyperkube", &root.join("usr/bin").join(name))?;
     }
@@ -388,6 +398,22 @@ pub(super) fn install(source: &Source, module: &Path, bin: &Path, root: &Path) -
     }
     let version = root.join("kind/version");
     std::fs::write(&version, &source.version).map_err(at(&version, "write"))
+}
+
+fn hyperkube_layer(layers: &Path) -> Result<PathBuf, ClusterError> {
+    for entry in std::fs::read_dir(layers).map_err(at(layers, "list"))? {
+        let path = entry
+            .map_err(at(layers, "list"))?
+            .path()
+            .join("usr/local/bin/hyperkube");
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    Err(ClusterError::Setup(format!(
+        "no layer in {} holds hyperkube",
+        layers.display()
+    )))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), ClusterError> {
