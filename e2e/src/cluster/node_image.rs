@@ -11,6 +11,7 @@ use super::versions::{Image, Kubernetes, Source, Versions};
 use super::{ClusterError, at, cache_root, call, workspace_root};
 use crate::command::{self, Command};
 use crate::progress::Progress;
+use crate::retry::retry;
 
 /// Repository of the images that are built here.
 pub const REPOSITORY: &str = "holdfast.local/node";
@@ -98,14 +99,15 @@ async fn pull(image: &Image, docker: &Docker, progress: &Progress) -> Result<Nod
     let version = image.image.rsplit(':').next().unwrap_or_default().to_owned();
     if !present(docker, &name).await {
         let step = progress.step(&format!("pull {name}"));
-        call(
-            "docker pull",
-            &docker
-                .command()
-                .args(["pull", "--quiet", &name])
-                .timeout(LIMIT_STEP),
-        )
-        .await?;
+        let spec = docker
+            .command()
+            .args(["pull", "--quiet", &name])
+            .timeout(LIMIT_STEP);
+        // A registry that cannot be reached for a moment is asked again, one that says no is not.
+        let again = |error: &ClusterError| {
+            std::error::Error::source(error).is_some_and(|said| !said.to_string().contains("not found"))
+        };
+        retry(Duration::from_secs(60), again, || call("docker pull", &spec)).await?;
         step.done();
     }
     Ok(NodeImage {
@@ -322,6 +324,26 @@ async fn assemble(
             .env("DOCKER_BUILDKIT", "0")
             .args(["build", "--quiet", "--tag", &image.name, "-"]);
     call("docker build", &finish.stdin(file).timeout(LIMIT_STEP)).await?;
+    drop_older(docker, &image.name).await;
     step.done();
     Ok(())
+}
+
+/// Removes images of the same minor that were built before; one that a cluster runs on stays.
+async fn drop_older(docker: &Docker, current: &str) {
+    let minor = current.split('-').next().unwrap_or(current);
+    let list = docker
+        .command()
+        .args(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY]);
+    let Ok(said) = command::run(&list).await else {
+        return;
+    };
+    for old in said
+        .stdout
+        .lines()
+        .filter(|name| *name != current && name.split('-').next() == Some(minor))
+    {
+        // Refused while it is used: the next build tries again.
+        let _ = command::run(&docker.command().args(["image", "rm", old])).await;
+    }
 }
