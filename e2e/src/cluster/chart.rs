@@ -161,7 +161,7 @@ impl Helm {
         Ok(())
     }
 
-    /// Removes the release and waits until its objects are gone; one that is not there is no error.
+    /// Removes the release and waits until its objects and their pods are gone; one that is not there is no error.
     ///
     /// # Errors
     /// [`ChartError::Helm`] when an object outlives the bound.
@@ -176,7 +176,9 @@ impl Helm {
                 NAMESPACE,
                 "--ignore-not-found",
             ])
-            .args(["--wait", "--timeout", &format!("{}s", LIMIT_UNINSTALL.as_secs())])
+            // In the background the objects go at once, and their pods live on beyond helm's wait.
+            .args(["--cascade", "foreground", "--wait=watcher"])
+            .args(["--timeout", &format!("{}s", LIMIT_UNINSTALL.as_secs())])
             .timeout(LIMIT_UNINSTALL + Duration::from_secs(15));
         command::run(&uninstall)
             .await
