@@ -107,7 +107,7 @@ async fn pull(image: &Image, docker: &Docker, progress: &Progress) -> Result<Nod
         let again = |error: &ClusterError| {
             std::error::Error::source(error).is_some_and(|said| !said.to_string().contains("not found"))
         };
-        retry(Duration::from_secs(60), again, || call("docker pull", &spec)).await?;
+        retry(Duration::from_secs(15), again, || call("docker pull", &spec)).await?;
         step.done();
     }
     Ok(NodeImage {
