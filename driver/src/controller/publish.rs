@@ -1,0 +1,123 @@
+//! ControllerPublishVolume: the volume is given to one node, under a new epoch.
+use std::collections::HashMap;
+
+use holdfast_proto::csi as pb;
+
+use crate::error::Error;
+use crate::guard::file_lock;
+use crate::request;
+use crate::volume::capability::{self, Capability};
+use crate::volume::id::VolumeId;
+use crate::volume::record::{Attachment, Record, State};
+use crate::volume::store::Store;
+
+/// Key of publish_context: which attachment of the volume this is.
+pub(crate) const EPOCH: &str = "epoch";
+
+/// A checked request.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) id: VolumeId,
+    node: String,
+    capability: Capability,
+    read_only: bool,
+}
+
+impl TryFrom<pb::ControllerPublishVolumeRequest> for Wanted {
+    type Error = Error;
+
+    fn try_from(request: pb::ControllerPublishVolumeRequest) -> Result<Self, Error> {
+        let id = request::volume_id(&request.volume_id)?;
+        request::node_id(&request.node_id)?;
+        let capability = capability::one(request.volume_capability)?;
+        let id = id.ok_or(Error::VolumeNotFound {
+            id: request.volume_id,
+        })?;
+        Ok(Self {
+            id,
+            node: request.node_id,
+            capability,
+            read_only: request.readonly,
+        })
+    }
+}
+
+/// Gives the volume to the node, or finds that it has it.
+pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPublishVolumeResponse, Error> {
+    let _lock = file_lock::lock(&store.lock(wanted.id.as_str()), wanted.id.as_str())?;
+    let record = ready(store, &wanted.id)?;
+    let limit = store
+        .node_limit(&wanted.node)?
+        .ok_or_else(|| Error::NodeNotFound {
+            node: wanted.node.clone(),
+        })?;
+    if !record.offers(&wanted.capability) {
+        let reason = String::from("was not asked for with this access type or filesystem");
+        return Err(Error::Invalid {
+            field: "volume_capability",
+            value: format!("{:?}", wanted.capability),
+            reason,
+        });
+    }
+    match &record.attachment {
+        Some(now) if now.node != wanted.node => Err(Error::AttachedElsewhere {
+            id: record.id.to_string(),
+            node: now.node.clone(),
+        }),
+        Some(now) if now.read_only != wanted.read_only || now.capability != wanted.capability => {
+            Err(Error::Differs {
+                what: format!("attachment of {} to {}", record.id, wanted.node),
+                difference: String::from("readonly or volume_capability"),
+            })
+        }
+        Some(now) => Ok(context(now.epoch)),
+        None => {
+            room(store, &wanted.node, limit)?;
+            let epoch = record.epoch + 1;
+            let attachment = Attachment {
+                node: wanted.node,
+                epoch,
+                read_only: wanted.read_only,
+                capability: wanted.capability,
+            };
+            store.write(&Record {
+                epoch,
+                attachment: Some(attachment),
+                ..record
+            })?;
+            Ok(context(epoch))
+        }
+    }
+}
+
+fn room(store: &Store, node: &str, limit: u32) -> Result<(), Error> {
+    if limit == 0 {
+        return Ok(());
+    }
+    let taken = store
+        .all()?
+        .iter()
+        .filter(|r| r.attached_to(node).is_some())
+        .count();
+    if taken < usize::try_from(limit).unwrap_or(usize::MAX) {
+        return Ok(());
+    }
+    Err(Error::NodeFull {
+        node: node.to_owned(),
+        limit,
+    })
+}
+
+fn context(epoch: u64) -> pb::ControllerPublishVolumeResponse {
+    pb::ControllerPublishVolumeResponse {
+        publish_context: HashMap::from([(EPOCH.to_owned(), epoch.to_string())]),
+    }
+}
+
+/// The record of a volume that can be used.
+pub(crate) fn ready(store: &Store, id: &VolumeId) -> Result<Record, Error> {
+    match store.read(id)? {
+        Some(record) if record.state == State::Ready => Ok(record),
+        Some(_) | None => Err(Error::VolumeNotFound { id: id.to_string() }),
+    }
+}

@@ -1,0 +1,39 @@
+//! ControllerUnpublishVolume: the volume is taken from a node, or from whichever has it.
+use holdfast_proto::csi as pb;
+
+use crate::error::Error;
+use crate::guard::file_lock;
+use crate::request;
+use crate::volume::record::Record;
+use crate::volume::store::Store;
+
+/// Takes the volume away, or finds that the node does not have it. Its lock stays with the loop device for as long as the
+/// node has one, so another node that is given the volume cannot use it before.
+pub(super) fn unpublish(
+    store: &Store,
+    id: &str,
+    node: &str,
+) -> Result<pb::ControllerUnpublishVolumeResponse, Error> {
+    let gone = pb::ControllerUnpublishVolumeResponse {};
+    let Some(id) = request::volume_id(id)? else {
+        return Ok(gone);
+    };
+    let path = store.lock(id.as_str());
+    if store.read(&id)?.is_none() {
+        return Ok(gone);
+    }
+    let _lock = file_lock::lock(&path, id.as_str())?;
+    if let Some(record) = store.read(&id)? {
+        let has = record
+            .attachment
+            .as_ref()
+            .is_some_and(|a| node.is_empty() || a.node == node);
+        if has {
+            store.write(&Record {
+                attachment: None,
+                ..record
+            })?;
+        }
+    }
+    Ok(gone)
+}

@@ -1,0 +1,180 @@
+//! The system calls of a node as a trait, so that a test can record them and let the n-th fail.
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::mountinfo::Mount;
+
+/// Why the kernel, or a filesystem tool, did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A system call failed.
+    #[error("{call} {subject}")]
+    Syscall {
+        /// Its name.
+        call: &'static str,
+        /// What it was called on.
+        subject: String,
+        /// The errno.
+        #[source]
+        errno: std::io::Error,
+    },
+    /// A tool could not be started.
+    #[error("{tool} could not be started")]
+    NoTool {
+        /// Its name, looked for in PATH.
+        tool: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A tool ended with a bad exit code.
+    #[error("{tool} ended with {code}: {output}")]
+    Tool {
+        /// Its name.
+        tool: String,
+        /// Its exit code, or the signal.
+        code: String,
+        /// The end of what it said.
+        output: String,
+    },
+    /// A device is still open somewhere after the limit.
+    #[error("{device} is still in use after {seconds} s")]
+    StillOpen {
+        /// The device.
+        device: String,
+        /// The limit.
+        seconds: u64,
+    },
+    /// The kernel's answer was not understood.
+    #[error("{what}: {text:?} was not understood")]
+    Unexpected {
+        /// What was read.
+        what: &'static str,
+        /// The text.
+        text: String,
+    },
+}
+
+impl KernelError {
+    /// The errno, if a system call failed.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Syscall { errno, .. } => errno.raw_os_error(),
+            Self::NoTool { .. } | Self::Tool { .. } | Self::StillOpen { .. } | Self::Unexpected { .. } => {
+                None
+            }
+        }
+    }
+}
+
+/// A file by what never changes while it exists: its path can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+impl FileId {
+    /// The identity of an existing file.
+    ///
+    /// # Errors
+    /// The errno of stat(2).
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(path)?;
+        Ok(Self {
+            dev: meta.dev(),
+            inode: meta.ino(),
+        })
+    }
+}
+
+/// How a loop device is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoopFlags {
+    /// Refuses writes for as long as it exists.
+    pub read_only: bool,
+    /// Is freed at its last close: with the unmount, or with the mount namespace.
+    pub autoclear: bool,
+}
+
+/// A loop device in use, as LOOP_GET_STATUS64 tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopStatus {
+    /// N of /dev/loopN, also its minor number.
+    pub number: u32,
+    /// The file behind it.
+    pub file: FileId,
+    /// How it was made.
+    pub flags: LoopFlags,
+}
+
+/// A loop device held open, so that an autoclearing one lives until it is mounted.
+#[derive(Debug)]
+pub struct OpenLoop {
+    /// N of /dev/loopN.
+    pub number: u32,
+    /// The open device.
+    pub file: File,
+}
+
+impl OpenLoop {
+    /// Its path.
+    pub fn path(&self) -> PathBuf {
+        super::loop_device::path(self.number)
+    }
+}
+
+/// Mount flags that the kernel takes as bits; everything else goes to the filesystem as text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// MS_* bits.
+    pub bits: libc::c_ulong,
+}
+
+/// How a tool ended.
+#[derive(Clone, Debug)]
+pub struct ToolOutput {
+    /// Exit code; none after a signal.
+    pub code: Option<i32>,
+    /// The end of stdout and stderr together.
+    pub text: String,
+}
+
+/// Everything a node plugin asks of the kernel.
+///
+/// # Errors
+/// Every method gives the failed call, its subject and errno as [`KernelError`].
+pub trait Kernel: Send + Sync + std::fmt::Debug {
+    /// The mounts of this process's namespace, in the order in which they were made.
+    fn mounts(&self) -> Result<Vec<Mount>, KernelError>;
+    /// Mounts a device.
+    fn mount(
+        &self,
+        device: &Path,
+        target: &Path,
+        fs: &str,
+        flags: MountFlags,
+        data: &str,
+    ) -> Result<(), KernelError>;
+    /// Binds `from` on `to`; with `read_only` the bind is never seen writable, not even for a moment.
+    fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), KernelError>;
+    /// Undoes the topmost mount of `target`; never lazily, never through a symbolic link.
+    fn unmount(&self, target: &Path) -> Result<(), KernelError>;
+    /// The loop devices whose file is called `file_name`; others are not opened.
+    fn loops(&self, file_name: &str) -> Result<Vec<LoopStatus>, KernelError>;
+    /// Configures a free loop device with `file`; the device keeps this very open file, and the lock on it.
+    fn attach(&self, file: &File, flags: LoopFlags) -> Result<OpenLoop, KernelError>;
+    /// Opens an existing loop device.
+    fn open_loop(&self, number: u32) -> Result<OpenLoop, KernelError>;
+    /// Asks the kernel to let go of the file behind a device; it does so at the last close.
+    fn detach(&self, device: &OpenLoop) -> Result<(), KernelError>;
+    /// Makes a device as large as its file has become.
+    fn refresh_size(&self, device: &OpenLoop) -> Result<(), KernelError>;
+    /// A block device's size in bytes.
+    fn size_bytes(&self, device: &OpenLoop) -> Result<u64, KernelError>;
+    /// Runs a filesystem tool from PATH to its end; it dies with this process.
+    fn run(&self, tool: &str, arguments: &[&str]) -> Result<ToolOutput, KernelError>;
+}

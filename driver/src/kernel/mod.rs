@@ -1,0 +1,11 @@
+//! What the driver asks of Linux: mounts, loop devices, filesystem tools.
+
+mod calls;
+pub mod filesystem;
+mod linux;
+pub mod loop_device;
+pub mod mountinfo;
+pub mod wait;
+
+pub use calls::{FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput};
+pub use linux::{Linux, set_umask};

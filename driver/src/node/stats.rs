@@ -1,0 +1,77 @@
+//! NodeGetVolumeStats.
+use holdfast_proto::csi as pb;
+use holdfast_proto::csi::volume_usage::Unit;
+use nix::sys::statvfs::statvfs;
+
+use super::mounted;
+use super::service::Site;
+use super::stage::loops;
+use crate::error::Error;
+use crate::request;
+
+/// Bytes and inodes of a filesystem, bytes of a device.
+pub(super) fn stats(
+    site: &Site,
+    request: &pb::NodeGetVolumeStatsRequest,
+) -> Result<pb::NodeGetVolumeStatsResponse, Error> {
+    let id = request::volume_id(&request.volume_id)?;
+    let path = request::path("volume_path", &request.volume_path)?;
+    let id = id.ok_or_else(|| Error::VolumeNotFound {
+        id: request.volume_id.clone(),
+    })?;
+    let found = loops(site, &id)?;
+    let mounts = site
+        .kernel
+        .mounts()
+        .map_err(Error::half_done("reading mountinfo"))?;
+    let away = || Error::NotAtPath {
+        id: id.to_string(),
+        path: request.volume_path.clone(),
+    };
+    let mount = mounted::at(&mounts, &path, &found)
+        .map_err(|_| away())?
+        .ok_or_else(away)?;
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let usage = |available: u64, total: u64, used: u64, unit: Unit| pb::VolumeUsage {
+        available: signed(available),
+        total: signed(total),
+        used: signed(used),
+        unit: unit.into(),
+    };
+    if mount.major != 7 {
+        let number = found
+            .iter()
+            .find(|l| mounted::shows(mount, std::slice::from_ref(l)))
+            .map_or(0, |l| l.number);
+        let device = site
+            .kernel
+            .open_loop(number)
+            .map_err(Error::half_done("opening a device"))?;
+        let size = site
+            .kernel
+            .size_bytes(&device)
+            .map_err(Error::half_done("asking a device's size"))?;
+        return Ok(pb::NodeGetVolumeStatsResponse {
+            usage: vec![usage(0, size, 0, Unit::Bytes)],
+        });
+    }
+    let fs = statvfs(&path).map_err(|e| Error::storage("statvfs of the volume")(e.into()))?;
+    let unit = fs.fragment_size();
+    let used = (fs.blocks() - fs.blocks_free()) * unit;
+    Ok(pb::NodeGetVolumeStatsResponse {
+        usage: vec![
+            usage(
+                fs.blocks_available() * unit,
+                fs.blocks() * unit,
+                used,
+                Unit::Bytes,
+            ),
+            usage(
+                fs.files_available(),
+                fs.files(),
+                fs.files() - fs.files_free(),
+                Unit::Inodes,
+            ),
+        ],
+    })
+}

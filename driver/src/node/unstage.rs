@@ -1,0 +1,77 @@
+//! NodeUnstageVolume: every layer unmounted, the loop device free, nothing else touched.
+use std::path::Path;
+
+use holdfast_proto::csi as pb;
+
+use super::mounted;
+use super::service::Site;
+use super::stage::loops;
+use crate::error::Error;
+use crate::guard::file_lock;
+use crate::kernel::{loop_device, wait};
+use crate::request;
+use crate::volume::id::VolumeId;
+
+/// Undoes a staging, or finds it undone.
+pub(super) fn unstage(site: &Site, id: &str, staging: &str) -> Result<pb::NodeUnstageVolumeResponse, Error> {
+    let id = request::volume_id(id)?;
+    let staging = request::path("staging_target_path", staging)?;
+    let Some(id) = id else {
+        return Ok(pb::NodeUnstageVolumeResponse {});
+    };
+    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
+    in_use(site, &id, &staging)?;
+    mounted::unmount_all(site.kernel.as_ref(), &staging)?;
+    release(site, &id)?;
+    forget_lock(site, &id)?;
+    Ok(pb::NodeUnstageVolumeResponse {})
+}
+
+/// Refuses while a target still has the volume: taking the staging away would leave it on a device that nobody counts.
+fn in_use(site: &Site, id: &VolumeId, staging: &Path) -> Result<(), Error> {
+    let found = loops(site, id)?;
+    let mounts = site
+        .kernel
+        .mounts()
+        .map_err(Error::half_done("reading mountinfo"))?;
+    let elsewhere = mounted::elsewhere(&mounts, &found, staging);
+    match elsewhere.first() {
+        None => Ok(()),
+        Some(path) => Err(Error::InUse {
+            id: id.to_string(),
+            by: format!("mounted at {}; call NodeUnpublishVolume first", path.display()),
+        }),
+    }
+}
+
+/// Frees the loop devices that this node made. All nodes of a kind cluster share one kernel: a device of a volume that is
+/// attached to another node is that node's.
+fn release(site: &Site, id: &VolumeId) -> Result<(), Error> {
+    let kernel = site.kernel.as_ref();
+    let image = site.store.image(id);
+    let foreign = site
+        .store
+        .read(id)?
+        .and_then(|r| r.attachment)
+        .is_some_and(|a| a.node != site.node);
+    if foreign {
+        return Ok(());
+    }
+    for device in loops(site, id)? {
+        let free = if device.flags.autoclear {
+            loop_device::wait_free(kernel, device.number, &image, wait::RELEASE_LIMIT)
+        } else {
+            loop_device::detach(kernel, device.number, &image, wait::RELEASE_LIMIT)
+        };
+        free.map_err(Error::half_done("freeing a loop device"))?;
+    }
+    Ok(())
+}
+
+/// A lock file of a volume that is gone was made by this very call.
+fn forget_lock(site: &Site, id: &VolumeId) -> Result<(), Error> {
+    if site.store.read(id)?.is_some() {
+        return Ok(());
+    }
+    crate::volume::store::remove(&site.store.lock(id.as_str())).map_err(Error::storage("removing a lock"))
+}

@@ -1,0 +1,77 @@
+//! The image of a volume: a sparse file that is there whole, or not at all.
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::store::{remove, sync_folder};
+
+/// Makes an empty image of `size_bytes`, durably; one that is there already is grown to it.
+///
+/// # Errors
+/// The failed call.
+pub fn create(path: &Path, size_bytes: u64) -> io::Result<()> {
+    if path.exists() {
+        return grow(path, size_bytes);
+    }
+    let temporary = path.with_extension("img.tmp");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o660)
+        .open(&temporary)?;
+    file.set_len(size_bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    sync_folder(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes the image at least `size_bytes` long, durably; it never shrinks.
+///
+/// # Errors
+/// The failed call.
+pub fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    if file.metadata()?.len() < size_bytes {
+        file.set_len(size_bytes)?;
+    }
+    file.sync_all()
+}
+
+/// Opens the image and takes its exclusive lock (flock(2)); none, if somebody has it. The lock is of the open file: dropping
+/// the file only closes it, and a loop device that was configured with it keeps the lock for as long as it lives, whatever
+/// becomes of this process.
+///
+/// # Errors
+/// The failed call.
+pub fn open_locked(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether nothing was ever written to the image: not one extent of data in it.
+///
+/// # Errors
+/// The failed call: what cannot be read is not blank.
+pub fn is_blank(file: &File) -> io::Result<bool> {
+    use nix::unistd::{Whence, lseek};
+    match lseek(file, 0, Whence::SeekData) {
+        Ok(_) => Ok(false),
+        Err(nix::errno::Errno::ENXIO) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Removes the image; one that is gone is no error.
+///
+/// # Errors
+/// The failed call.
+pub fn delete(path: &Path) -> io::Result<()> {
+    remove(&path.with_extension("img.tmp"))?;
+    remove(path)
+}
