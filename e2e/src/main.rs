@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use holdfast_e2e::cli::args::{Cli, Command};
 use holdfast_e2e::cli::exit::Exit;
-use holdfast_e2e::cli::{cluster, doctor};
+use holdfast_e2e::cli::{cluster, doctor, io, leaks, list, run};
 use holdfast_e2e::cluster::{ClusterError, docker};
 
 #[tokio::main]
@@ -49,16 +49,18 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());
             Ok(Exit::Passed)
         }
-        Command::List(_) | Command::Run(_) | Command::Replay(_) | Command::Leaks(_) | Command::Io(_) => {
-            anyhow::bail!("this command comes with the scenarios, which this build does not have")
-        }
+        Command::List(args) => list::list(&args),
+        Command::Run(args) => run::run(args).await,
+        Command::Replay(args) => run::replay(args).await,
+        Command::Leaks(args) => leaks::leaks(&args).await,
+        Command::Io(command) => io::io(command).await,
     }
 }
 
 /// What is wrong with the input or the machine is the user's to mend; a program that failed is not.
 fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<ClusterError>() {
-        Some(ClusterError::Command { .. }) => Exit::Infrastructure,
+        Some(ClusterError::Command { .. } | ClusterError::Api { .. }) => Exit::Infrastructure,
         Some(ClusterError::File { .. } | ClusterError::Yaml(_) | ClusterError::Setup(_)) | None => {
             Exit::Usage
         }

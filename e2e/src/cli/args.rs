@@ -191,6 +191,7 @@ pub struct ReplayArgs {
     /// The run folder
     pub folder: PathBuf,
     /// The scenario; the first that did not pass by default
+    #[arg(long, value_name = "NAME")]
     pub scenario: Option<String>,
     /// A cluster of `cluster up`, by its name
     #[arg(long, value_name = "NAME")]

@@ -3,3 +3,7 @@ pub mod args;
 pub mod cluster;
 pub mod doctor;
 pub mod exit;
+pub mod io;
+pub mod leaks;
+pub mod list;
+pub mod run;

@@ -1,8 +1,10 @@
 //! Real clusters: what they need on the machine, how they come up, how nothing of them stays.
 pub mod chart;
+pub mod condition;
 pub mod deploy;
 pub mod docker;
 pub mod driver_image;
+pub mod facts;
 pub mod host;
 pub mod images;
 pub mod kind;
@@ -11,8 +13,10 @@ pub mod node;
 pub mod node_image;
 mod node_rootfs;
 pub mod packages;
+pub mod process;
 pub mod tools;
 pub mod versions;
+pub mod wait;
 
 use std::path::{Path, PathBuf};
 
@@ -63,6 +67,14 @@ pub enum ClusterError {
     /// A description is wrong.
     #[error(transparent)]
     Yaml(#[from] crate::yaml::YamlError),
+    /// The API server refused, or did not answer.
+    #[error("{doing} failed")]
+    Api {
+        /// What was asked.
+        doing: &'static str,
+        /// Why.
+        source: Box<kube::Error>,
+    },
     /// Something is missing or in the way, and the message says what to do.
     #[error("{0}")]
     Setup(String),

@@ -1,0 +1,30 @@
+//! `holdfast leaks`: everything that exists of volumes on a cluster now.
+use super::args::LeaksArgs;
+use super::exit::Exit;
+use super::run::client;
+use crate::cluster::{facts, kind};
+use crate::ledger::{Kind, Ledger, diff};
+
+/// Prints what exists of volumes; the driver itself is not counted.
+///
+/// # Errors
+/// If anything cannot be read.
+pub async fn leaks(args: &LeaksArgs) -> anyhow::Result<Exit> {
+    let cluster = kind::find(&args.on)?;
+    let client = client(&cluster).await?;
+    let ledger = facts::gather(&cluster, &client)
+        .await?
+        .ledger(&facts::roots(&cluster));
+    let of_driver = |kind: Kind| matches!(kind, Kind::CsiNode | Kind::Lease | Kind::DriverPod);
+    let volumes = Ledger::new(ledger.entries.into_iter().filter(|e| !of_driver(e.kind)));
+    let found = diff(&Ledger::default(), &volumes);
+    for line in found.lines() {
+        println!("{line}");
+    }
+    println!("{} entries", found.left.len());
+    Ok(if found.is_empty() {
+        Exit::Passed
+    } else {
+        Exit::Leaked
+    })
+}

@@ -1,0 +1,248 @@
+//! Hold, see a call wait, strike, see the effect, let go.
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
+use nix::sys::signal::Signal;
+
+use super::spec::{Hold, Phase, Victim};
+use super::target::{CONTROLLER, Container, NODE, Site, container};
+use crate::clock::Limit;
+use crate::cluster::wait::{self, Look, WaitError};
+use crate::cluster::{ClusterError, process};
+
+/// The driver's socket, as the sidecars and kubelet dial it.
+const SOCKET: &str = "csi.sock";
+const DRIVER: &str = "driver";
+
+/// Why a fault did not happen as meant; the scenario is Broken then, never Passed.
+#[derive(Debug, thiserror::Error)]
+pub enum FaultError {
+    /// There is nobody to hit.
+    #[error("no {what} to act on")]
+    NoTarget {
+        /// Who.
+        what: String,
+    },
+    /// It was not seen in its bound.
+    #[error("the fault missed, or did not heal")]
+    Wait(#[from] WaitError),
+    /// The API server refused.
+    #[error("{doing} failed")]
+    Api {
+        /// What was asked.
+        doing: &'static str,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The cluster could not be acted on.
+    #[error("the cluster cannot be acted on")]
+    Cluster(#[from] ClusterError),
+}
+
+impl FaultError {
+    pub(super) fn api(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api {
+            doing,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Processes that stand still until this is let go, which dropping it does, too.
+#[derive(Debug)]
+pub struct Held {
+    containers: Vec<Container>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for container in &self.containers {
+            // A container that was killed meanwhile has no process to go on.
+            let _ = process::signal(&container.id, Signal::SIGCONT);
+        }
+    }
+}
+
+impl Held {
+    /// Waits until a call waits at a held process, and says how much does.
+    ///
+    /// # Errors
+    /// [`FaultError::Wait`] where none comes: the operation was over already, or never began.
+    pub async fn sees_a_call(&self) -> Result<String, FaultError> {
+        let look = || async {
+            for held in &self.containers {
+                if !process::is_stopped(&held.id) {
+                    return Look::Never(format!("{} of {} is not stopped", held.name, held.pod));
+                }
+                match process::waiting_calls(&held.id, SOCKET).await {
+                    Ok(0) => {}
+                    Ok(waiting) => {
+                        return Look::Holds(format!("{waiting} waiting at the driver of {}", held.pod));
+                    }
+                    Err(error) => return Look::NotYet(error.to_string()),
+                }
+            }
+            Look::NotYet(String::from("nothing waits at the driver's socket"))
+        };
+        Ok(wait::until("a call waits at the held driver", Limit::CALL, look).await?)
+    }
+}
+
+/// Stops the driver where `what` says; on `node` for the node plugin.
+///
+/// # Errors
+/// If there is none, or it does not stop.
+pub async fn hold(site: &Site, what: Hold, node: &str) -> Result<Held, FaultError> {
+    let containers = match what {
+        Hold::Controller => site.containers(CONTROLLER, None, DRIVER).await?,
+        Hold::NodePlugin => site.containers(NODE, Some(node), DRIVER).await?,
+    };
+    let held = Held { containers };
+    for container in &held.containers {
+        process::signal(&container.id, Signal::SIGSTOP)?;
+    }
+    let look = || async {
+        match held.containers.iter().find(|c| !process::is_stopped(&c.id)) {
+            None => Look::Holds(()),
+            Some(c) => Look::NotYet(format!("{} of {} runs", c.name, c.pod)),
+        }
+    };
+    wait::until("the driver stands still", Limit::CALL, look).await?;
+    Ok(held)
+}
+
+/// Hits `victim` while `held` holds the operation, and proves that it took effect; gives what was seen.
+///
+/// # Errors
+/// Those of [`FaultError`].
+pub async fn strike(
+    site: &Site,
+    victim: Victim,
+    phase: Phase,
+    node: &str,
+    held: Held,
+) -> Result<String, FaultError> {
+    match victim {
+        Victim::Controller => kill(site, site.containers(CONTROLLER, None, DRIVER).await?, held).await,
+        Victim::NodePlugin => kill(site, site.containers(NODE, Some(node), DRIVER).await?, held).await,
+        Victim::Provisioner => kill(site, vec![leading(site, "csi-provisioner").await?], held).await,
+        Victim::Attacher => kill(site, vec![leading(site, "csi-attacher").await?], held).await,
+        Victim::LeaderPod => lose_leader(site, phase, held).await,
+        Victim::Kubelet => stop_kubelet(site, node, held).await,
+    }
+}
+
+async fn leading(site: &Site, sidecar: &'static str) -> Result<Container, FaultError> {
+    let pod = site.leader(sidecar).await?;
+    site.container_of(&pod, sidecar).await
+}
+
+/// SIGKILL of every process of the containers; the effect is another container in each one's place.
+async fn kill(site: &Site, victims: Vec<Container>, held: Held) -> Result<String, FaultError> {
+    for victim in &victims {
+        if process::signal(&victim.id, Signal::SIGKILL)? == 0 {
+            return Err(FaultError::NoTarget {
+                what: format!("process in {} of {}", victim.name, victim.pod),
+            });
+        }
+    }
+    drop(held);
+    let mut seen = Vec::new();
+    for victim in &victims {
+        let what = format!("{} of {} is another container", victim.name, victim.pod);
+        let look = |pod: &Pod| replaced(pod, victim);
+        seen.push(wait::object(&site.pods(), &what, &victim.pod, Limit::FAULT, look).await?);
+    }
+    Ok(seen.join("; "))
+}
+
+fn replaced(pod: &Pod, victim: &Container) -> Look<String> {
+    match container(pod, &victim.name) {
+        Some(now) if now.id != victim.id => Look::Holds(format!(
+            "{} of {} restarted, {} before, {} now",
+            victim.name,
+            victim.pod,
+            short(&victim.id),
+            short(&now.id)
+        )),
+        Some(_) => Look::NotYet(format!("{} still runs as {}", victim.name, short(&victim.id))),
+        None => Look::NotYet(format!("{} does not run", victim.name)),
+    }
+}
+
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+/// The leader's pod is deleted without grace; the effect is another leader.
+async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, FaultError> {
+    let sidecar = match phase {
+        Phase::Attaching | Phase::Detaching => "csi-attacher",
+        Phase::Provisioning | Phase::Mounting | Phase::Unmounting | Phase::Deleting => "csi-provisioner",
+    };
+    let before = site.leader(sidecar).await?;
+    let uid = site
+        .pods()
+        .get(&before)
+        .await
+        .map_err(FaultError::api("read a pod"))?
+        .uid();
+    let now = DeleteParams::default().grace_period(0);
+    site.pods()
+        .delete(&before, &now)
+        .await
+        .map_err(FaultError::api("delete the leader's pod"))?;
+    drop(held);
+    let what = format!("{sidecar} has another leader than {before}");
+    let look = || async {
+        match site.leader(sidecar).await {
+            Ok(leader) if leader != before => Look::Holds(format!("{sidecar}: {before} led, {leader} leads")),
+            Ok(_) => Look::NotYet(format!("{before} leads")),
+            Err(error) => Look::NotYet(error.to_string()),
+        }
+    };
+    let seen = wait::until(&what, Limit::FAULT, look).await?;
+    match site
+        .pods()
+        .get_opt(&before)
+        .await
+        .map_err(FaultError::api("read a pod"))?
+    {
+        Some(pod) if pod.uid() == uid => Err(FaultError::NoTarget {
+            what: format!("loss of {before}: it is still there"),
+        }),
+        Some(_) | None => Ok(seen),
+    }
+}
+
+/// Kubelet stops, the held driver goes on and answers nobody, kubelet starts again.
+async fn stop_kubelet(site: &Site, name: &str, held: Held) -> Result<String, FaultError> {
+    let node = site.cluster.node(name);
+    node.systemctl("stop", "kubelet").await?;
+    let stopped = async {
+        let look = || async {
+            match node.is_active("kubelet").await {
+                Ok(false) => Look::Holds(()),
+                Ok(true) => Look::NotYet(String::from("kubelet is active")),
+                Err(error) => Look::NotYet(error.to_string()),
+            }
+        };
+        wait::until(&format!("kubelet of {name} is stopped"), Limit::FAULT, look).await
+    }
+    .await;
+    drop(held);
+    // Started again whatever was seen: a node without kubelet would spoil every scenario after this one.
+    node.systemctl("start", "kubelet").await?;
+    stopped?;
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(site.client.clone());
+    let what = format!("node {name} is ready");
+    wait::object(
+        &nodes,
+        &what,
+        name,
+        Limit::FAULT,
+        crate::cluster::condition::is_node_ready,
+    )
+    .await?;
+    Ok(format!("kubelet of {name} was inactive, and is active again"))
+}

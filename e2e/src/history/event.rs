@@ -1,0 +1,156 @@
+//! An event, as it stands in `events.jsonl`: the only source of every report.
+use serde::{Deserialize, Serialize};
+
+/// How a scenario ended; the worse, the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Everything held.
+    Passed,
+    /// It cannot be tried here, and the message says why.
+    Skipped,
+    /// It could not be tried as meant: a fault without effect, a reading that is missing.
+    Broken,
+    /// Something was left behind.
+    Leaked,
+    /// Something that must hold did not.
+    Failed,
+}
+
+/// The life of a volume on a node, in the specification's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum VolumeState {
+    /// There is no such volume.
+    None,
+    /// The volume exists.
+    Created,
+    /// It is attached to the node.
+    NodeReady,
+    /// It is staged there.
+    VolReady,
+    /// A pod has it.
+    Published,
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Milliseconds since the run's start.
+    pub at_ms: u64,
+    /// The scenario it belongs to, if to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<String>,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum What {
+    /// The run began.
+    RunStarted {
+        /// Its name.
+        run: String,
+        /// Version of Kubernetes.
+        kubernetes: String,
+        /// `fast` or `real`.
+        timers: String,
+        /// Scenarios chosen.
+        scenarios: usize,
+        /// Where all chance comes from.
+        seed: u64,
+    },
+    /// A part of the set-up or of the clean-up is over.
+    Step {
+        /// Which.
+        name: String,
+        /// How long it took.
+        took_ms: u64,
+    },
+    /// A scenario began.
+    ScenarioStarted,
+    /// A phase of it began: prepare, arm, act, settle, judge, clean.
+    Phase {
+        /// Which.
+        phase: String,
+    },
+    /// Something was waited for.
+    Waited {
+        /// For what.
+        what: String,
+        /// How long.
+        took_ms: u64,
+    },
+    /// A volume is in another state on a node.
+    Volume {
+        /// The volume's PV.
+        pv: String,
+        /// The node.
+        node: String,
+        /// The state.
+        state: VolumeState,
+    },
+    /// A fault: held, injected, took effect, healed.
+    Fault {
+        /// Which.
+        fault: String,
+        /// What of it.
+        step: String,
+        /// What was seen.
+        seen: String,
+    },
+    /// Blocks that were read back.
+    Blocks {
+        /// The pod that read them.
+        pod: String,
+        /// How many the writer had acknowledged.
+        acknowledged: u64,
+        /// How many were found, in order and whole.
+        found: u64,
+        /// Who wrote them.
+        writers: Vec<String>,
+    },
+    /// Something outlived its scenario, or was gone after it.
+    Difference {
+        /// The line of the ledger's difference.
+        line: String,
+    },
+    /// A scenario ended.
+    ScenarioEnded {
+        /// How.
+        outcome: Outcome,
+        /// What was expected and what was seen, where it did not pass.
+        message: String,
+        /// How long it took.
+        took_ms: u64,
+    },
+    /// The run ended.
+    RunEnded {
+        /// How long it took.
+        took_ms: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_reads_back_as_it_was_written() {
+        let event = Event {
+            at_ms: 18_204,
+            scenario: Some(String::from("lifecycle-ext4")),
+            what: What::Volume {
+                pv: String::from("pvc-1"),
+                node: String::from("w1"),
+                state: VolumeState::NodeReady,
+            },
+        };
+        let line = serde_json::to_string(&event).unwrap();
+        assert!(line.contains("NODE_READY"), "{line}");
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+}

@@ -1,0 +1,40 @@
+//! Judges a scenario's events and its ledger's difference by every invariant that it does not except.
+use super::{acknowledged_data, lifecycle, no_leak, single_writer};
+use crate::history::{Event, Outcome};
+use crate::ledger::Diff;
+
+/// The names of all invariants, as scenarios except them.
+pub const NAMES: [&str; 4] = ["lifecycle", "acknowledged-data", "single-writer", "no-leak"];
+
+/// What does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// How the scenario ends by it.
+    pub outcome: Outcome,
+    /// What must hold.
+    pub expected: String,
+    /// What was seen.
+    pub seen: String,
+}
+
+/// Every finding, the worst first. `events` are those of one scenario.
+pub fn judge(events: &[Event], diff: &Diff, except: &[String]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let wanted = |name: &str| !except.iter().any(|e| e == name);
+    if wanted("lifecycle") {
+        findings.extend(lifecycle::check(events));
+    }
+    if wanted("acknowledged-data") {
+        findings.extend(acknowledged_data::check(events));
+    }
+    if wanted("single-writer") {
+        findings.extend(single_writer::check(events));
+    }
+    if wanted("no-leak") {
+        findings.extend(no_leak::check(diff));
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.outcome));
+    findings
+}

@@ -1,0 +1,8 @@
+//! What must hold: verdicts over history and ledger, without any I/O.
+mod acknowledged_data;
+mod check;
+mod lifecycle;
+mod no_leak;
+mod single_writer;
+
+pub use check::{Finding, NAMES, judge};

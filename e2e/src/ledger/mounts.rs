@@ -1,0 +1,80 @@
+//! Mounts of CSI volumes in a node's mountinfo.
+use super::entry::{Entry, Kind};
+
+const PLACES: [&str; 2] = ["/volumes/kubernetes.io~csi/", "/plugins/kubernetes.io/csi/"];
+
+/// The entries of a node's mountinfo; a place that is mounted twice counts twice.
+pub(super) fn entries(node: &str, mountinfo: &str) -> Vec<Entry> {
+    let mut seen: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let place = unescape(fields.get(4)?);
+            let blocks = ["/volumeDevices/", "/volumes/kubernetes.io~csi/"]
+                .iter()
+                .any(|p| place.contains(p));
+            if !blocks && !PLACES.iter().any(|p| place.contains(p)) {
+                return None;
+            }
+            let dash = fields.iter().position(|f| *f == "-")?;
+            let kind = fields.get(dash + 1).unwrap_or(&"?");
+            let source = fields.get(dash + 2).unwrap_or(&"?");
+            let layer = seen.entry(place.clone()).or_insert(0);
+            *layer += 1;
+            let layer = if *layer > 1 {
+                format!(", layer {layer}")
+            } else {
+                String::new()
+            };
+            Some(Entry {
+                kind: Kind::Mount,
+                owner: format!("{kind} on {source}"),
+                name: format!("{place}{layer}"),
+                place: node.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &str) -> String {
+    let bytes = field.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes
+            .get(at + 1..at + 4)
+            .and_then(|d| std::str::from_utf8(d).ok());
+        match (bytes[at], digits.and_then(|d| u8::from_str_radix(d, 8).ok())) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                at += 4;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_target_and_stacked_mounts_are_found_and_others_are_not() {
+        let text = "\
+1 0 7:0 / /var/lib/kubelet/plugins/kubernetes.io/csi/holdfast.csi/ab/globalmount rw - ext4 /dev/loop0 rw
+2 0 7:0 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-1/mount rw - ext4 /dev/loop0 rw
+3 0 7:0 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-1/mount rw - ext4 /dev/loop0 rw
+4 0 0:5 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~projected/token rw - tmpfs tmpfs rw
+5 0 8:1 / /a\\040b rw - ext4 /dev/sda1 rw";
+        let found = entries("w1", text);
+        assert_eq!(found.len(), 3);
+        assert!(found[2].name.ends_with("mount, layer 2"));
+        assert_eq!(unescape("/a\\040b\\134"), "/a b\\");
+    }
+}

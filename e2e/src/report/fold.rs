@@ -1,0 +1,122 @@
+//! From events to a summary.
+use std::collections::BTreeMap;
+
+use crate::history::{Event, Outcome, What};
+
+/// One scenario.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, where it did not pass.
+    pub message: String,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// How long it waited meanwhile.
+    pub waited_ms: u64,
+}
+
+/// A run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Its name.
+    pub run: String,
+    /// Version of Kubernetes.
+    pub kubernetes: String,
+    /// `fast` or `real`.
+    pub timers: String,
+    /// Scenarios, in the order of their ends.
+    pub rows: Vec<Row>,
+    /// Steps of set-up and clean-up.
+    pub steps: Vec<(String, u64)>,
+    /// How long all of it took.
+    pub took_ms: u64,
+}
+
+impl Summary {
+    /// The worst of all outcomes, in the order Failed, Leaked, Broken, Passed; a skip is no worse than a pass.
+    pub fn worst(&self) -> Outcome {
+        let counted = self
+            .rows
+            .iter()
+            .map(|row| row.outcome)
+            .filter(|o| *o != Outcome::Skipped);
+        counted.max().unwrap_or(Outcome::Passed)
+    }
+
+    /// How many ended so.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.rows.iter().filter(|row| row.outcome == outcome).count()
+    }
+}
+
+/// Folds events into a summary; an event stream that was cut gives what it has.
+pub fn fold(events: &[Event]) -> Summary {
+    let mut summary = Summary::default();
+    let mut waited: BTreeMap<String, u64> = BTreeMap::new();
+    for event in events {
+        let scenario = event.scenario.clone().unwrap_or_default();
+        match &event.what {
+            What::RunStarted {
+                run,
+                kubernetes,
+                timers,
+                ..
+            } => {
+                summary.run.clone_from(run);
+                summary.kubernetes.clone_from(kubernetes);
+                summary.timers.clone_from(timers);
+            }
+            What::Step { name, took_ms } => summary.steps.push((name.clone(), *took_ms)),
+            What::Waited { took_ms, .. } => *waited.entry(scenario).or_insert(0) += took_ms,
+            What::ScenarioEnded {
+                outcome,
+                message,
+                took_ms,
+            } => summary.rows.push(Row {
+                waited_ms: waited.remove(&scenario).unwrap_or(0),
+                name: scenario,
+                outcome: *outcome,
+                message: message.clone(),
+                took_ms: *took_ms,
+            }),
+            What::RunEnded { took_ms } => summary.took_ms = *took_ms,
+            What::ScenarioStarted
+            | What::Phase { .. }
+            | What::Volume { .. }
+            | What::Fault { .. }
+            | What::Blocks { .. }
+            | What::Difference { .. } => {}
+        }
+    }
+    summary
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(name: &str, outcome: Outcome) -> Event {
+        Event {
+            at_ms: 1,
+            scenario: Some(name.to_owned()),
+            what: What::ScenarioEnded {
+                outcome,
+                message: String::new(),
+                took_ms: 5,
+            },
+        }
+    }
+
+    #[test]
+    fn the_worst_outcome_is_the_run_s() {
+        let of =
+            |outcomes: &[Outcome]| fold(&outcomes.iter().map(|o| ended("s", *o)).collect::<Vec<_>>()).worst();
+        assert_eq!(of(&[Outcome::Passed, Outcome::Skipped]), Outcome::Passed);
+        assert_eq!(of(&[Outcome::Broken, Outcome::Passed]), Outcome::Broken);
+        assert_eq!(of(&[Outcome::Leaked, Outcome::Broken]), Outcome::Leaked);
+        assert_eq!(of(&[Outcome::Leaked, Outcome::Failed]), Outcome::Failed);
+    }
+}

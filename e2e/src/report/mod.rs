@@ -1,0 +1,10 @@
+//! What is told of a run: made of its events alone.
+mod fold;
+mod github;
+mod junit;
+mod terminal;
+
+pub use fold::{Row, Summary, fold};
+pub use github::markdown;
+pub use junit::junit;
+pub use terminal::{failure, line, total};

@@ -1,0 +1,365 @@
+//! The act of a scenario: its workload, with its faults where their phases come.
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::Api;
+
+use super::execute::{ActError, Run};
+use crate::clock::Limit;
+use crate::cluster::wait::{self, Look};
+use crate::fault::{self, Fault, Held, Hold, Phase};
+use crate::history::{VolumeState, What};
+use crate::workload::{
+    Claim, Consumer, Moving, Observer, Placement, VolumeSpec, Workload, create_claim, create_pod,
+    pre_provisioned,
+};
+
+/// Blocks that a pod writes before it is asked for them.
+const BLOCKS: u64 = 32;
+
+/// Does what `workload` says.
+pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> {
+    match workload {
+        Workload::Lifecycle { volume, volumes: 1 } => life(run, "data", volume, true).await,
+        Workload::Lifecycle { volume, volumes } => {
+            let names: Vec<_> = (0..*volumes).map(|number| format!("data-{number}")).collect();
+            try_join_all(names.iter().map(|name| life(run, name, volume, false)))
+                .await
+                .map(drop)
+        }
+        Workload::Expand { volume, to, online } => expand(run, volume, to, *online).await,
+        Workload::Retain { volume } => retain(run, volume).await,
+        Workload::PreProvisioned { volume } => by_hand(run, volume).await,
+        Workload::MoveStatefulSet { volume } => move_set(run, volume).await,
+        Workload::DeleteWhileProvisioning { volume } => delete_while_provisioning(run, volume).await,
+        Workload::DeleteWhileAttaching { volume } => delete_while_attaching(run, volume).await,
+    }
+}
+
+/// Claim, pod, data, and everything gone again; faults strike at their phases.
+async fn life(run: &Run, name: &str, spec: &VolumeSpec, observed: bool) -> Result<(), ActError> {
+    let context = &run.context;
+    let node = run.worker(0);
+    let held = arm(run, Phase::Provisioning, &node).await?;
+    let mut claim = create_claim(context, name, spec).await?;
+    run.owns(&claim.uid);
+    strike(run, Phase::Provisioning, &node, held).await?;
+
+    let late = spec.binding == crate::workload::Binding::WaitForFirstConsumer;
+    if !late {
+        bound(run, &mut claim).await?;
+    }
+    let watch = |claim: &Claim| {
+        let (pv, volume) = (claim.pv.as_deref()?, claim.volume.as_deref()?);
+        observed.then(|| Observer::start(context, pv, volume, &node, spec.mode))
+    };
+    let mut observer = watch(&claim);
+    let held = arm_first(run, &[Phase::Attaching, Phase::Mounting], &node).await?;
+    let mut pod = create_pod(
+        context,
+        &format!("{name}-pod"),
+        &claim,
+        BLOCKS,
+        &Placement::On(node.clone()),
+    )
+    .await?;
+    run.owns(&pod.uid);
+    strike_first(run, &[Phase::Attaching, Phase::Mounting], &node, held).await?;
+    if late {
+        bound(run, &mut claim).await?;
+        observer = watch(&claim);
+    }
+    let pv = claim.pv.clone().unwrap_or_default();
+    pod.running(context).await?;
+    pod.attached(context, &pv).await?;
+    reached(&observer, VolumeState::Published).await?;
+    let acknowledged = pod.acknowledged(context, BLOCKS).await?;
+    pod.verify(context, acknowledged).await?;
+
+    let held = arm_first(run, &[Phase::Unmounting, Phase::Detaching], &node).await?;
+    pod.delete(context).await?;
+    strike_first(run, &[Phase::Unmounting, Phase::Detaching], &node, held).await?;
+    pod.gone(context).await?;
+    pod.detached(context, &pv).await?;
+    reached(&observer, VolumeState::Created).await?;
+
+    let held = arm(run, Phase::Deleting, &node).await?;
+    claim.delete(context).await?;
+    strike(run, Phase::Deleting, &node, held).await?;
+    claim.gone(context).await?;
+    claim.pv_gone(context).await?;
+    reached(&observer, VolumeState::None).await?;
+    match observer {
+        Some(observer) => in_order(&observer.seen()),
+        None => Ok(()),
+    }
+}
+
+async fn bound(run: &Run, claim: &mut Claim) -> Result<PersistentVolume, ActError> {
+    let pv = claim.bound(&run.context).await?;
+    run.owns_volume(claim);
+    claim.check_pv(&run.context, &pv)?;
+    Ok(pv)
+}
+
+/// Waits until the observer has seen `state` last.
+async fn reached(observer: &Option<Observer>, state: VolumeState) -> Result<(), ActError> {
+    let Some(observer) = observer else {
+        return Ok(());
+    };
+    let look = || async {
+        match observer.seen().last() {
+            Some(last) if *last == state => Look::Holds(()),
+            _ => Look::NotYet(format!("{:?}", observer.seen())),
+        }
+    };
+    let what = format!("the volume is {state:?} on its node");
+    wait::until(&what, Limit::DELETE, look)
+        .await
+        .map_err(ActError::from)
+}
+
+/// Up to PUBLISHED, and down to nothing: no state twice in one direction, none out of order.
+fn in_order(seen: &[VolumeState]) -> Result<(), ActError> {
+    let top = seen
+        .iter()
+        .position(|s| *s == VolumeState::Published)
+        .unwrap_or(seen.len());
+    let (up, down) = seen.split_at(top);
+    if up.is_sorted() && down.is_sorted_by(|a, b| a >= b) && !down.is_empty() {
+        return Ok(());
+    }
+    Err(ActError::Unmet {
+        expected: String::from("CREATED, NODE_READY, VOL_READY, PUBLISHED and back, in order"),
+        seen: format!("{seen:?}"),
+    })
+}
+
+/// The claim grows; with a pod on it, or before the first and again between two.
+async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<(), ActError> {
+    let context = &run.context;
+    let node = Placement::On(run.worker(0));
+    let mut claim = create_claim(context, "data", spec).await?;
+    run.owns(&claim.uid);
+    bound(run, &mut claim).await?;
+    let mut pod = create_pod(context, "first", &claim, BLOCKS, &node).await?;
+    run.owns(&pod.uid);
+    pod.running(context).await?;
+    let written = pod.acknowledged(context, BLOCKS).await?;
+    if online {
+        claim.request(context, to).await?;
+        claim.has(context, to).await?;
+        pod.verify(context, written).await?;
+    } else {
+        remove_pod(run, &pod, &claim).await?;
+        claim.request(context, to).await?;
+        pod = create_pod(context, "second", &claim, BLOCKS, &node).await?;
+        run.owns(&pod.uid);
+        pod.running(context).await?;
+        claim.has(context, to).await?;
+        let written = pod.acknowledged(context, written + BLOCKS).await?;
+        pod.verify(context, written).await?;
+    }
+    remove_pod(run, &pod, &claim).await?;
+    remove_claim(run, &claim).await
+}
+
+async fn remove_pod(run: &Run, pod: &Consumer, claim: &Claim) -> Result<(), ActError> {
+    pod.delete(&run.context).await?;
+    pod.gone(&run.context).await?;
+    Ok(pod
+        .detached(&run.context, claim.pv.as_deref().unwrap_or_default())
+        .await?)
+}
+
+async fn remove_claim(run: &Run, claim: &Claim) -> Result<(), ActError> {
+    claim.delete(&run.context).await?;
+    claim.gone(&run.context).await?;
+    Ok(claim.pv_gone(&run.context).await?)
+}
+
+/// With Retain the PV outlives its claim, Released; with Delete written into it, it goes with its volume.
+async fn retain(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
+    let context = &run.context;
+    let mut claim = create_claim(context, "data", spec).await?;
+    run.owns(&claim.uid);
+    bound(run, &mut claim).await?;
+    claim.delete(context).await?;
+    claim.gone(context).await?;
+    released(run, &claim).await?;
+    claim.set_reclaim_policy(context, "Delete").await?;
+    Ok(claim.pv_gone(context).await?)
+}
+
+async fn released(run: &Run, claim: &Claim) -> Result<(), ActError> {
+    let volumes: Api<PersistentVolume> = Api::all(run.context.client.clone());
+    let name = claim.pv.as_deref().unwrap_or_default();
+    let what = format!("PV {name} is released, not deleted");
+    let look = |pv: &PersistentVolume| match pv.status.as_ref().and_then(|s| s.phase.as_deref()) {
+        Some("Released") => Look::Holds(()),
+        phase => Look::NotYet(format!("phase {phase:?}")),
+    };
+    Ok(run
+        .context
+        .waited(&what, wait::object(&volumes, &what, name, Limit::DELETE, look))
+        .await?)
+}
+
+/// A volume is made, let go by its first PV, and used through one written by hand: the data is still there.
+async fn by_hand(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
+    let context = &run.context;
+    let node = Placement::On(run.worker(0));
+    let mut first = create_claim(context, "made", spec).await?;
+    run.owns(&first.uid);
+    let pv = bound(run, &mut first).await?;
+    let mut pod = create_pod(context, "first", &first, BLOCKS, &node).await?;
+    run.owns(&pod.uid);
+    pod.running(context).await?;
+    let written = pod.acknowledged(context, BLOCKS).await?;
+    remove_pod(run, &pod, &first).await?;
+    first.set_reclaim_policy(context, "Retain").await?;
+    first.delete(context).await?;
+    first.gone(context).await?;
+    released(run, &first).await?;
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    let name = first.pv.as_deref().unwrap_or_default();
+    volumes
+        .delete(name, &kube::api::DeleteParams::default())
+        .await
+        .map_err(context.api("delete a PV"))?;
+    first.pv_gone(context).await?;
+
+    let mut second = pre_provisioned(context, "by-hand", &pv, spec).await?;
+    run.owns(&second.uid);
+    bound(run, &mut second).await?;
+    let mut pod = create_pod(context, "second", &second, BLOCKS, &node).await?;
+    run.owns(&pod.uid);
+    pod.running(context).await?;
+    let written = pod.acknowledged(context, written + BLOCKS).await?;
+    pod.verify(context, written).await?;
+    remove_pod(run, &pod, &second).await?;
+    remove_claim(run, &second).await
+}
+
+/// The pod moves to another node; what it wrote on the first is there on the second.
+async fn move_set(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
+    let context = &run.context;
+    let (from, to) = (run.worker(0), run.worker(1));
+    let set = Moving::create(context, spec, BLOCKS, &from).await?;
+    let claim = set.claim(context, spec).await?;
+    run.owns(&claim.uid);
+    run.owns_volume(&claim);
+    let pv = claim.pv.clone().unwrap_or_default();
+    let first = set.runs_on(context, &from).await?;
+    run.owns(&first.uid);
+    let written = first.acknowledged(context, set.blocks()).await?;
+    set.move_to(context, &to).await?;
+    let second = set.runs_on(context, &to).await?;
+    run.owns(&second.uid);
+    second.attached(context, &pv).await?;
+    let written = second.acknowledged(context, written + set.blocks()).await?;
+    second.verify(context, written).await?;
+    set.delete(context).await?;
+    second.gone(context).await?;
+    second.detached(context, &pv).await?;
+    remove_claim(run, &claim).await
+}
+
+/// The claim is deleted while CreateVolume stands still: whatever was made must go.
+async fn delete_while_provisioning(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
+    let context = &run.context;
+    let held = fault::hold(&run.site, Hold::Controller, "").await?;
+    let claim = create_claim(context, "data", spec).await?;
+    run.owns(&claim.uid);
+    let seen = held.sees_a_call().await?;
+    fault_seen(run, "delete the claim while provisioning", "held", &seen);
+    claim.delete(context).await?;
+    drop(held);
+    Ok(claim.gone(context).await?)
+}
+
+/// The pod is deleted while ControllerPublishVolume stands still: nothing may stay attached.
+async fn delete_while_attaching(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
+    let context = &run.context;
+    let mut claim = create_claim(context, "data", spec).await?;
+    run.owns(&claim.uid);
+    bound(run, &mut claim).await?;
+    let held = fault::hold(&run.site, Hold::Controller, "").await?;
+    let pod = create_pod(context, "pod", &claim, BLOCKS, &Placement::On(run.worker(0))).await?;
+    run.owns(&pod.uid);
+    let seen = held.sees_a_call().await?;
+    fault_seen(run, "delete the pod while attaching", "held", &seen);
+    pod.delete(context).await?;
+    drop(held);
+    pod.gone(context).await?;
+    pod.detached(context, claim.pv.as_deref().unwrap_or_default())
+        .await?;
+    remove_claim(run, &claim).await
+}
+
+fn at(run: &Run, phase: Phase) -> Option<&Fault> {
+    run.scenario.faults.iter().find(|fault| fault.at == phase)
+}
+
+/// Holds whom the fault of `phase` wants held, if there is one.
+async fn arm(run: &Run, phase: Phase, node: &str) -> Result<Option<Held>, ActError> {
+    match at(run, phase) {
+        Some(fault) => Ok(Some(fault::hold(&run.site, fault.hold, node).await?)),
+        None => Ok(None),
+    }
+}
+
+async fn arm_first(run: &Run, phases: &[Phase], node: &str) -> Result<Option<Held>, ActError> {
+    match phases.iter().find(|phase| at(run, **phase).is_some()) {
+        Some(phase) => arm(run, *phase, node).await,
+        None => Ok(None),
+    }
+}
+
+/// Strikes once a call waits at whom is held.
+async fn strike(run: &Run, phase: Phase, node: &str, held: Option<Held>) -> Result<(), ActError> {
+    let (Some(fault), Some(held)) = (at(run, phase), held) else {
+        return Ok(());
+    };
+    let name = format!("{:?} at {:?}", fault.kill, fault.at).to_lowercase();
+    let seen = held.sees_a_call().await?;
+    fault_seen(run, &name, "held", &seen);
+    let seen = fault::strike(&run.site, fault.kill, phase, node, held).await?;
+    fault_seen(run, &name, "took effect", &seen);
+    Ok(())
+}
+
+async fn strike_first(run: &Run, phases: &[Phase], node: &str, held: Option<Held>) -> Result<(), ActError> {
+    match phases.iter().find(|phase| at(run, **phase).is_some()) {
+        Some(phase) => strike(run, *phase, node, held).await,
+        None => Ok(()),
+    }
+}
+
+fn fault_seen(run: &Run, fault: &str, step: &str, seen: &str) {
+    run.context.recorder.record(
+        Some(&run.context.scenario),
+        What::Fault {
+            fault: fault.to_owned(),
+            step: step.to_owned(),
+            seen: seen.to_owned(),
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use VolumeState::{Created, NodeReady, None as Gone, Published, VolReady};
+
+    #[rstest]
+    #[case::all(&[Created, NodeReady, VolReady, Published, VolReady, NodeReady, Created, Gone], true)]
+    #[case::quick(&[Created, Published, Created, Gone], true)]
+    #[case::backwards(&[NodeReady, Created, Published, Gone], false)]
+    #[case::never_published(&[Created, NodeReady, Gone], false)]
+    #[case::published_twice(&[Created, Published, NodeReady, Published, Gone], false)]
+    fn orders(#[case] seen: &[VolumeState], #[case] holds: bool) {
+        assert_eq!(in_order(seen).is_ok(), holds);
+    }
+}

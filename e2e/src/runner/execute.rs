@@ -1,0 +1,322 @@
+//! One scenario through its six phases.
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use kube::Client;
+
+use super::{act, artefacts, settle};
+use crate::cluster::ClusterError;
+use crate::cluster::kind::Cluster;
+use crate::cluster::wait::WaitError;
+use crate::fault::{FaultError, Site, driver_ready};
+use crate::history::{self, Outcome, Recorder, What};
+use crate::invariant;
+use crate::ledger::{Diff, Ledger};
+use crate::scenario::Scenario;
+use crate::workload::{Claim, Context, WorkloadError};
+
+/// What every scenario of a run shares.
+#[derive(Clone)]
+pub struct Runner {
+    /// The API server.
+    pub client: Client,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// The run folder.
+    pub folder: PathBuf,
+    /// The image of the pods that write and verify.
+    pub image: String,
+    /// The run's name.
+    pub run: String,
+}
+
+/// One scenario on its way.
+pub(super) struct Run {
+    pub scenario: Scenario,
+    pub context: Context,
+    pub site: Site,
+    owned: Mutex<BTreeSet<String>>,
+}
+
+/// How the act of a scenario failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ActError {
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    #[error("expected {expected}; seen {seen}")]
+    Unmet { expected: String, seen: String },
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    #[error("{}", chain(.0))]
+    Fault(#[from] FaultError),
+    #[error("{}", chain(.0))]
+    Cluster(#[from] ClusterError),
+    #[error("the act panicked, which is a mistake of ours: {0}")]
+    Panic(String),
+}
+
+impl ActError {
+    /// A fault that missed, a cluster that cannot be read: nothing was proved. All else is the subject's.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Workload(WorkloadError::Wait { .. } | WorkloadError::Unmet { .. })
+            | Self::Unmet { .. }
+            | Self::Wait(_) => Outcome::Failed,
+            Self::Workload(WorkloadError::Api { .. } | WorkloadError::Cluster(_))
+            | Self::Fault(_)
+            | Self::Cluster(_)
+            | Self::Panic(_) => Outcome::Broken,
+        }
+    }
+}
+
+/// An error with its causes, one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
+impl Run {
+    /// What belongs to this scenario can be told by this word in its name or owner.
+    pub(super) fn owns(&self, token: &str) {
+        if let Ok(mut owned) = self.owned.lock()
+            && !token.is_empty()
+        {
+            owned.insert(token.to_owned());
+        }
+    }
+
+    /// The words by which a bound claim's volume is found: PV, id, and kubelet's folder for it.
+    pub(super) fn owns_volume(&self, claim: &Claim) {
+        use sha2::Digest;
+        let volume = claim.volume.as_deref().unwrap_or_default();
+        self.owns(claim.pv.as_deref().unwrap_or_default());
+        self.owns(volume);
+        if !volume.is_empty() {
+            let folder: String = sha2::Sha256::digest(volume.as_bytes())
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            self.owns(&folder);
+        }
+    }
+
+    pub(super) fn owned(&self) -> BTreeSet<String> {
+        self.owned.lock().map(|owned| owned.clone()).unwrap_or_default()
+    }
+
+    /// A worker; scenarios begin at different ones, so that parallel ones spread.
+    pub(super) fn worker(&self, offset: usize) -> String {
+        let nodes = &self.site.cluster.nodes;
+        let workers = if nodes.len() > 1 { &nodes[1..] } else { &nodes[..] };
+        let start: usize = self.scenario.name.bytes().map(usize::from).sum();
+        workers
+            .get((start + offset) % workers.len().max(1))
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+impl Runner {
+    /// Where faults act.
+    pub fn site(&self) -> Site {
+        Site {
+            client: self.client.clone(),
+            cluster: Arc::clone(&self.cluster),
+        }
+    }
+
+    /// Runs one scenario as `name`; the outcome is in the history.
+    pub async fn execute(&self, scenario: &Scenario, name: &str) {
+        let since = Instant::now();
+        self.recorder.record(Some(name), What::ScenarioStarted);
+        let (outcome, message) = self.phases(scenario, name).await;
+        self.recorder.record(
+            Some(name),
+            What::ScenarioEnded {
+                outcome,
+                message,
+                took_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            },
+        );
+    }
+
+    async fn phases(&self, scenario: &Scenario, name: &str) -> (Outcome, String) {
+        let phase = |phase: &str| {
+            let phase = phase.to_owned();
+            self.recorder.record(Some(name), What::Phase { phase });
+        };
+        phase("prepare");
+        let run = Arc::new(self.prepare(scenario, name));
+        let alone = scenario.is_exclusive();
+        let before = match self.before(&run, alone).await {
+            Ok(before) => before,
+            Err(error) => return (Outcome::Broken, format!("prepare: {error}")),
+        };
+
+        phase("act");
+        // In a task of its own, so that a panic ends the scenario and not the run.
+        let acting = {
+            let run = Arc::clone(&run);
+            tokio::spawn(async move { act::act(&run, &run.scenario.workload).await })
+        };
+        let acted = acting
+            .await
+            .unwrap_or_else(|error| Err(ActError::Panic(error.to_string())));
+
+        phase("settle");
+        let healed = if alone {
+            driver_ready(&run.site).await
+        } else {
+            Ok(())
+        };
+        let tokens = (!alone).then(|| run.owned());
+        let namespace = if acted.is_ok() {
+            run.context.remove_namespace().await
+        } else {
+            Ok(())
+        };
+        let settled = settle::settle(
+            &self.cluster,
+            &self.client,
+            &before,
+            tokens.as_ref(),
+            acted.is_ok(),
+        )
+        .await;
+
+        phase("judge");
+        let (diff, unread) = match settled {
+            Ok(diff) => (diff, None),
+            Err(error) => (Diff::default(), Some(chain(&error))),
+        };
+        for line in diff.lines() {
+            self.recorder.record(Some(name), What::Difference { line });
+        }
+        let (outcome, message) = self.verdict(
+            &run,
+            name,
+            &acted,
+            &diff,
+            unread,
+            healed.err().map(|e| chain(&e)),
+            namespace.err(),
+        );
+
+        phase("clean");
+        let kept = artefacts::write(self, &run, &diff).await;
+        let cleaned = if acted.is_ok() {
+            Ok(())
+        } else {
+            self.clean(&run).await
+        };
+        let mut message = message;
+        for problem in [
+            kept.err().map(|e| format!("evidence is missing: {e}")),
+            cleaned.err(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            message = format!("{message}\n{problem}").trim_start().to_owned();
+        }
+        (outcome, message)
+    }
+
+    fn prepare(&self, scenario: &Scenario, name: &str) -> Run {
+        // A repeated scenario has a namespace of its own each time.
+        let namespace = format!("hf-{}", name.replace(['#', '_', '.'], "-"));
+        let run = Run {
+            scenario: scenario.clone(),
+            context: Context {
+                client: self.client.clone(),
+                cluster: Arc::clone(&self.cluster),
+                namespace,
+                scenario: name.to_owned(),
+                recorder: self.recorder.clone(),
+                image: self.image.clone(),
+            },
+            site: self.site(),
+            owned: Mutex::default(),
+        };
+        run.owns(&format!("{}/", run.context.namespace));
+        run
+    }
+
+    async fn before(&self, run: &Run, alone: bool) -> Result<Ledger, String> {
+        if alone {
+            driver_ready(&run.site).await.map_err(|e| chain(&e))?;
+        }
+        let before = if alone {
+            settle::look(&self.cluster, &self.client)
+                .await
+                .map_err(|e| chain(&e))?
+        } else {
+            Ledger::default()
+        };
+        run.context.create_namespace().await.map_err(|e| chain(&e))?;
+        Ok(before)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the six readings that one verdict is made of
+    fn verdict(
+        &self,
+        run: &Run,
+        name: &str,
+        acted: &Result<(), ActError>,
+        diff: &Diff,
+        unread: Option<String>,
+        unhealed: Option<String>,
+        namespace: Option<WorkloadError>,
+    ) -> (Outcome, String) {
+        let mut found: Vec<(Outcome, String)> = Vec::new();
+        if let Err(error) = acted {
+            found.push((error.outcome(), format!("{error}")));
+        }
+        found.extend(namespace.map(|error| (Outcome::Leaked, error.to_string())));
+        found.extend(unread.map(|error| (Outcome::Broken, format!("the ledger cannot be read: {error}"))));
+        found.extend(unhealed.map(|error| (Outcome::Broken, format!("after the faults: {error}"))));
+        match history::read(&self.folder.join("events.jsonl")) {
+            Err(error) => found.push((Outcome::Broken, format!("the history cannot be read: {error}"))),
+            Ok(events) => {
+                let own: Vec<_> = events
+                    .into_iter()
+                    .filter(|e| e.scenario.as_deref() == Some(name))
+                    .collect();
+                let except: Vec<_> = run.scenario.except.iter().map(|e| e.invariant.clone()).collect();
+                for finding in invariant::judge(&own, diff, &except) {
+                    let text = format!(
+                        "invariant {}\nexpected  {}\nseen      {}",
+                        finding.invariant, finding.expected, finding.seen
+                    );
+                    found.push((finding.outcome, text));
+                }
+            }
+        }
+        let worst = found
+            .iter()
+            .map(|(outcome, _)| *outcome)
+            .max()
+            .unwrap_or(Outcome::Passed);
+        found.sort_by_key(|(outcome, _)| std::cmp::Reverse(*outcome));
+        let message: Vec<_> = found.into_iter().map(|(_, text)| text).collect();
+        (worst, message.join("\n"))
+    }
+
+    /// After a failure: pods and claims go with their namespace; a volume that then stays is what the ledger showed.
+    async fn clean(&self, run: &Run) -> Result<(), String> {
+        run.context
+            .remove_namespace()
+            .await
+            .map_err(|e| format!("not cleaned: {e}"))
+    }
+}

@@ -1,0 +1,9 @@
+//! Runs scenarios: prepare, arm, act, settle, judge, clean.
+mod act;
+mod artefacts;
+mod execute;
+mod schedule;
+mod settle;
+
+pub use execute::Runner;
+pub use schedule::run_all;

@@ -1,0 +1,46 @@
+//! Looks at everything until nothing differs, or the bound has passed.
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use kube::Client;
+
+use crate::clock::Limit;
+use crate::cluster::kind::Cluster;
+use crate::cluster::{ClusterError, facts};
+use crate::ledger::{Diff, Ledger, diff};
+
+/// Everything that exists now.
+pub(super) async fn look(cluster: &Cluster, client: &Client) -> Result<Ledger, ClusterError> {
+    Ok(facts::gather(cluster, client)
+        .await?
+        .ledger(&facts::roots(cluster)))
+}
+
+/// The difference to `before` once it is empty, or when the bound has passed; without `patient`, now.
+/// With `tokens` only what belongs to one scenario is compared.
+pub(super) async fn settle(
+    cluster: &Cluster,
+    client: &Client,
+    before: &Ledger,
+    tokens: Option<&BTreeSet<String>>,
+    patient: bool,
+) -> Result<Diff, ClusterError> {
+    let since = Instant::now();
+    let mut ticks = tokio::time::interval(Limit::LOOK * 3);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let over = !patient || since.elapsed() >= Limit::SETTLE;
+        match look(cluster, client).await {
+            Ok(after) => {
+                let after = tokens.map_or_else(|| after.clone(), |tokens| after.of(tokens));
+                let found = diff(before, &after);
+                if found.is_empty() || over {
+                    return Ok(found);
+                }
+            }
+            Err(error) if over => return Err(error),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! A scenario's data types. Unknown keys are errors: a misspelt one must not make a test weaker.
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Fault;
+use crate::workload::Workload;
+
+/// One scenario: a file of e2e/scenarios.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Operation, victim, event.
+    pub name: String,
+    /// What it is there for, in one sentence.
+    pub why: String,
+    /// What is done.
+    pub workload: Workload,
+    /// What goes wrong meanwhile.
+    #[serde(default)]
+    pub faults: Vec<Fault>,
+    /// Invariants that do not hold here, each with its reason.
+    #[serde(default)]
+    pub except: Vec<Exception>,
+    /// Words to select it by.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+/// An invariant that is not judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exception {
+    /// Which.
+    pub invariant: String,
+    /// Why.
+    pub why: String,
+}
+
+impl Scenario {
+    /// Whether it disturbs others, and so runs alone.
+    pub fn is_exclusive(&self) -> bool {
+        !self.faults.is_empty()
+            || matches!(
+                self.workload,
+                Workload::DeleteWhileProvisioning { .. } | Workload::DeleteWhileAttaching { .. }
+            )
+    }
+}

@@ -1,0 +1,300 @@
+//! Claims and the volumes behind them.
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use super::context::{Context, WorkloadError};
+use super::spec::{Access, Mode, VolumeSpec};
+use crate::clock::Limit;
+use crate::cluster::{chart, condition, wait};
+
+/// A claim that was made.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// Its UID: the volume's name on the driver's side contains it.
+    pub uid: String,
+    /// How it was asked for.
+    pub spec: VolumeSpec,
+    /// Its PV, once bound.
+    pub pv: Option<String>,
+    /// The driver's id of its volume, once bound.
+    pub volume: Option<String>,
+}
+
+fn access(access: Access) -> &'static str {
+    match access {
+        Access::ReadWriteOnce => "ReadWriteOnce",
+        Access::ReadWriteOncePod => "ReadWriteOncePod",
+    }
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Filesystem => "Filesystem",
+        Mode::Block => "Block",
+    }
+}
+
+fn manifest(name: &str, spec: &VolumeSpec, class: &str, pv: Option<&str>) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "storageClassName": class,
+            "accessModes": [access(spec.access)],
+            "volumeMode": mode(spec.mode),
+            "volumeName": pv,
+            "resources": {"requests": {"storage": spec.size}},
+        }
+    })
+}
+
+/// Asks for a volume.
+///
+/// # Errors
+/// The API server's.
+pub async fn create_claim(context: &Context, name: &str, spec: &VolumeSpec) -> Result<Claim, WorkloadError> {
+    create(context, name, spec, &spec.class, None).await
+}
+
+async fn create(
+    context: &Context,
+    name: &str,
+    spec: &VolumeSpec,
+    class: &str,
+    pv: Option<&str>,
+) -> Result<Claim, WorkloadError> {
+    let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+    let object = context.object(manifest(name, spec, class, pv))?;
+    let made = claims
+        .create(&PostParams::default(), &object)
+        .await
+        .map_err(context.api("create a claim"))?;
+    Ok(Claim {
+        name: name.to_owned(),
+        uid: made.uid().unwrap_or_default(),
+        spec: spec.clone(),
+        pv: None,
+        volume: None,
+    })
+}
+
+/// A PV written by hand over the volume of `from`, and a claim for it.
+///
+/// # Errors
+/// The API server's.
+pub async fn pre_provisioned(
+    context: &Context,
+    name: &str,
+    from: &PersistentVolume,
+    spec: &VolumeSpec,
+) -> Result<Claim, WorkloadError> {
+    let csi = from
+        .spec
+        .as_ref()
+        .and_then(|s| s.csi.clone())
+        .ok_or_else(|| WorkloadError::Unmet {
+            expected: String::from("a PV of a CSI driver"),
+            seen: from.name_any(),
+        })?;
+    let pv = format!("{}-{name}", context.namespace);
+    let object: PersistentVolume = context.object(json!({
+        "apiVersion": "v1", "kind": "PersistentVolume",
+        "metadata": {"name": pv},
+        "spec": {
+            "capacity": {"storage": spec.size},
+            "accessModes": [access(spec.access)],
+            "volumeMode": mode(spec.mode),
+            "persistentVolumeReclaimPolicy": "Delete",
+            "storageClassName": "",
+            "claimRef": {"namespace": context.namespace, "name": name},
+            "csi": {
+                "driver": chart::DRIVER_NAME, "volumeHandle": csi.volume_handle,
+                "fsType": csi.fs_type, "volumeAttributes": csi.volume_attributes,
+            },
+        }
+    }))?;
+    let mut object = object;
+    // Without this mark the provisioner leaves a PV that it did not write alone, and its volume with it.
+    object.annotations_mut().insert(
+        String::from("pv.kubernetes.io/provisioned-by"),
+        String::from(chart::DRIVER_NAME),
+    );
+    Api::<PersistentVolume>::all(context.client.clone())
+        .create(&PostParams::default(), &object)
+        .await
+        .map_err(context.api("create a PV"))?;
+    create(context, name, spec, "", Some(&pv)).await
+}
+
+impl Claim {
+    /// Waits until it is bound.
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn bound(&mut self, context: &Context) -> Result<PersistentVolume, WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let what = format!("claim {} is bound", self.name);
+        let pv = context
+            .waited(
+                &what,
+                wait::object(&claims, &what, &self.name, Limit::PROVISION, condition::is_bound),
+            )
+            .await?;
+        let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+        let object = volumes.get(&pv).await.map_err(context.api("read the PV"))?;
+        self.volume = object
+            .spec
+            .as_ref()
+            .and_then(|s| s.csi.as_ref())
+            .map(|csi| csi.volume_handle.clone());
+        self.pv = Some(pv);
+        Ok(object)
+    }
+
+    /// Checks what a PV must say of this claim: driver, capacity, class, mode, claim and finalizers.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unmet`] with the field.
+    pub fn check_pv(&self, context: &Context, pv: &PersistentVolume) -> Result<(), WorkloadError> {
+        let spec = pv.spec.clone().unwrap_or_default();
+        let csi = spec.csi.unwrap_or_default();
+        let capacity = spec
+            .capacity
+            .as_ref()
+            .and_then(|c| c.get("storage"))
+            .and_then(|q| condition::quantity_bytes(&q.0));
+        let wanted = condition::quantity_bytes(&self.spec.size);
+        let claim = spec.claim_ref.unwrap_or_default();
+        let protection = String::from("kubernetes.io/pv-protection");
+        let checks = [
+            ("driver", csi.driver == chart::DRIVER_NAME, csi.driver.clone()),
+            (
+                "volumeHandle without ^",
+                !csi.volume_handle.is_empty() && !csi.volume_handle.contains('^'),
+                csi.volume_handle.clone(),
+            ),
+            (
+                "capacity of at least the request",
+                capacity >= wanted,
+                format!("{capacity:?}"),
+            ),
+            (
+                "volumeMode",
+                spec.volume_mode.as_deref() == Some(mode(self.spec.mode)),
+                format!("{:?}", spec.volume_mode),
+            ),
+            (
+                "claimRef with the claim's uid",
+                claim.uid.as_deref() == Some(self.uid.as_str()),
+                format!("{:?}", claim.uid),
+            ),
+            (
+                "claimRef's namespace",
+                claim.namespace.as_deref() == Some(context.namespace.as_str()),
+                format!("{:?}", claim.namespace),
+            ),
+            (
+                "finalizer of protection",
+                pv.finalizers().contains(&protection),
+                format!("{:?}", pv.finalizers()),
+            ),
+        ];
+        match checks.into_iter().find(|(_, holds, _)| !holds) {
+            None => Ok(()),
+            Some((field, _, seen)) => Err(WorkloadError::Unmet {
+                expected: format!("PV {}: {field}", pv.name_any()),
+                seen,
+            }),
+        }
+    }
+
+    /// Asks for more, and waits until the claim shows it.
+    ///
+    /// # Errors
+    /// If it does not in its bound.
+    pub async fn request(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        claims
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map(drop)
+            .map_err(context.api("ask for a larger claim"))
+    }
+
+    /// Waits until the claim shows `size` and no resize is under way.
+    ///
+    /// # Errors
+    /// If it does not in its bound.
+    pub async fn has(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let bytes = condition::quantity_bytes(size).unwrap_or(u64::MAX);
+        let what = format!("claim {} has {size}", self.name);
+        let look = |claim: &PersistentVolumeClaim| condition::has_capacity(claim, bytes);
+        context
+            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
+            .await
+    }
+
+    /// Asks for its deletion; one that is gone is no error.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete(&self, context: &Context) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        match claims.delete(&self.name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(context.api("delete a claim")(source)),
+        }
+    }
+
+    /// Waits until the claim is gone.
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn gone(&self, context: &Context) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let what = format!("claim {} is gone", self.name);
+        context
+            .waited(&what, wait::gone(&claims, &what, &self.name, Limit::DELETE))
+            .await
+    }
+
+    /// Waits until the PV is gone.
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn pv_gone(&self, context: &Context) -> Result<(), WorkloadError> {
+        let Some(pv) = &self.pv else {
+            return Ok(());
+        };
+        let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+        let what = format!("PV {pv} is gone");
+        context
+            .waited(&what, wait::gone(&volumes, &what, pv, Limit::DELETE))
+            .await
+    }
+
+    /// Changes what happens to the volume when its claim goes.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn set_reclaim_policy(&self, context: &Context, policy: &str) -> Result<(), WorkloadError> {
+        let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+        let patch = json!({"spec": {"persistentVolumeReclaimPolicy": policy}});
+        volumes
+            .patch(
+                self.pv.as_deref().unwrap_or_default(),
+                &PatchParams::default(),
+                &Patch::Merge(&patch),
+            )
+            .await
+            .map(drop)
+            .map_err(context.api("change the reclaim policy"))
+    }
+}

@@ -1,0 +1,194 @@
+//! What every step of a workload needs, and how it fails.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Event as KubeEvent, Namespace};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+
+use crate::clock::Limit;
+use crate::cluster::ClusterError;
+use crate::cluster::kind::Cluster;
+use crate::cluster::wait::{self, WaitError};
+use crate::history::{Recorder, What};
+
+/// Where a scenario works.
+#[derive(Clone)]
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The cluster, with its nodes on this host.
+    pub cluster: Arc<Cluster>,
+    /// The scenario's own namespace.
+    pub namespace: String,
+    /// The scenario.
+    pub scenario: String,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// The image of the pods that write and verify.
+    pub image: String,
+}
+
+/// How a step of a workload failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// Something did not come true within its bound.
+    #[error("{wait}{events}")]
+    Wait {
+        /// What, and what was seen.
+        wait: WaitError,
+        /// The events of the namespace.
+        events: String,
+    },
+    /// Something that must hold did not.
+    #[error("expected {expected}; seen {seen}")]
+    Unmet {
+        /// What must hold.
+        expected: String,
+        /// What was seen.
+        seen: String,
+    },
+    /// The API server refused.
+    #[error("{doing}: the API server refused or did not answer")]
+    Api {
+        /// What was asked.
+        doing: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The cluster itself could not be read or moved.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+impl Context {
+    /// Makes the scenario's namespace.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn create_namespace(&self) -> Result<(), WorkloadError> {
+        let namespace = self.object(json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": self.namespace, "labels": {"holdfast.run/scenario": self.scenario}}
+        }))?;
+        Api::<Namespace>::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .map_err(self.api("create the namespace"))?;
+        // Pods are refused until the namespace has its account.
+        let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+            wait::api(&self.client, &self.namespace);
+        self.waited(
+            "service account of the namespace",
+            wait::object(
+                &accounts,
+                "service account of the namespace",
+                "default",
+                Limit::PROVISION,
+                |_| wait::Look::Holds(()),
+            ),
+        )
+        .await
+    }
+
+    /// Removes the namespace with what is in it, and waits until it is gone.
+    ///
+    /// # Errors
+    /// If it is not gone in its bound.
+    pub async fn remove_namespace(&self) -> Result<(), WorkloadError> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        match namespaces.delete(&self.namespace, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(source) => return Err(self.api("delete the namespace")(source)),
+        }
+        let what = format!("namespace {} is gone", self.namespace);
+        self.waited(
+            &what,
+            wait::gone(&namespaces, &what, &self.namespace, Limit::DELETE),
+        )
+        .await
+    }
+
+    /// Waits, records how long, and adds the namespace's events to a bound that ran out.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Wait`].
+    pub async fn waited<T>(
+        &self,
+        what: &str,
+        wait: impl Future<Output = Result<T, WaitError>>,
+    ) -> Result<T, WorkloadError> {
+        let since = Instant::now();
+        let result = wait.await;
+        self.recorder.record(
+            Some(&self.scenario),
+            What::Waited {
+                what: what.to_owned(),
+                took_ms: millis(since.elapsed()),
+            },
+        );
+        match result {
+            Ok(value) => Ok(value),
+            Err(wait) => Err(WorkloadError::Wait {
+                wait,
+                events: self.events().await,
+            }),
+        }
+    }
+
+    /// The last warnings of the namespace, one a line.
+    async fn events(&self) -> String {
+        let events: Api<KubeEvent> = wait::api(&self.client, &self.namespace);
+        let Ok(list) = events.list(&ListParams::default()).await else {
+            return String::from("\nevents: cannot be read");
+        };
+        let mut lines: Vec<_> = list
+            .items
+            .iter()
+            .filter(|e| e.type_.as_deref() == Some("Warning"))
+            .map(|e| {
+                let of = &e.involved_object;
+                format!(
+                    "\nevent: {} {}: {}: {}",
+                    of.kind.as_deref().unwrap_or("?"),
+                    of.name.as_deref().unwrap_or("?"),
+                    e.reason.as_deref().unwrap_or("?"),
+                    e.message.as_deref().unwrap_or("")
+                )
+            })
+            .collect();
+        let cut = lines.len().saturating_sub(8);
+        lines.drain(..cut);
+        lines.concat()
+    }
+
+    /// Names what was asked when the API server refuses.
+    pub fn api(&self, doing: &str) -> impl FnOnce(kube::Error) -> WorkloadError + use<> {
+        let doing = format!("{} in {}", doing, self.namespace);
+        move |source| WorkloadError::Api {
+            doing,
+            source: Box::new(source),
+        }
+    }
+
+    /// An object of the API from its JSON.
+    ///
+    /// # Errors
+    /// If it is none of that type, which is a mistake of ours.
+    pub fn object<K: serde::de::DeserializeOwned>(
+        &self,
+        json: serde_json::Value,
+    ) -> Result<K, WorkloadError> {
+        serde_json::from_value(json).map_err(|error| WorkloadError::Unmet {
+            expected: String::from("an object of the API"),
+            seen: error.to_string(),
+        })
+    }
+}
+
+/// Whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,15 @@
+//! What is done with volumes: claims, pods, and the blocks that pods write.
+pub mod blocks;
+mod claim;
+mod context;
+mod observe;
+mod pod;
+mod spec;
+mod stateful_set;
+
+pub use claim::{Claim, create_claim, pre_provisioned};
+pub use context::{Context, WorkloadError};
+pub use observe::Observer;
+pub use pod::{Consumer, Placement, create_pod};
+pub use spec::{Access, Binding, Mode, VolumeSpec, Workload};
+pub use stateful_set::Moving;

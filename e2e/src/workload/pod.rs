@@ -1,0 +1,329 @@
+//! A pod that uses a claim: it writes numbered blocks, and verifies them.
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use kube::api::{AttachParams, DeleteParams, ListParams, LogParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use super::blocks::Report;
+use super::claim::Claim;
+use super::context::{Context, WorkloadError};
+use super::spec::Mode;
+use crate::clock::Limit;
+use crate::cluster::wait::{self, Look};
+use crate::cluster::{chart, condition};
+use crate::history::What;
+
+/// Where the pod finds its volume.
+const MOUNT: &str = "/data";
+const DEVICE: &str = "/dev/volume";
+
+/// Where a pod is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Wherever the scheduler puts it.
+    Anywhere,
+    /// On this node.
+    On(String),
+}
+
+/// A pod with a volume.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The node it runs on, once it does.
+    pub node: String,
+    /// Whether its volume is a device.
+    mode: Mode,
+}
+
+/// The spec of a pod that writes `blocks` blocks to `claim` and then stays.
+pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, placement: &Placement) -> Value {
+    let path = path(mode);
+    let mut container = json!({
+        "name": "io",
+        "image": context.image,
+        "imagePullPolicy": "Never",
+        "args": ["io", "write", "--path", path, "--writer", context.scenario, "--blocks", blocks.to_string(), "--interval-ms", "5"],
+    });
+    let place = match mode {
+        Mode::Filesystem => ("volumeMounts", json!([{"name": "data", "mountPath": MOUNT}])),
+        Mode::Block => ("volumeDevices", json!([{"name": "data", "devicePath": DEVICE}])),
+    };
+    container[place.0] = place.1;
+    let mut spec = json!({
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": false,
+        "containers": [container],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
+    });
+    if let Placement::On(node) = placement {
+        spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+    }
+    spec
+}
+
+fn path(mode: Mode) -> String {
+    match mode {
+        Mode::Filesystem => format!("{MOUNT}/blocks"),
+        Mode::Block => String::from(DEVICE),
+    }
+}
+
+/// Makes a pod that writes `blocks` blocks.
+///
+/// # Errors
+/// The API server's.
+pub async fn create_pod(
+    context: &Context,
+    name: &str,
+    claim: &Claim,
+    blocks: u64,
+    placement: &Placement,
+) -> Result<Consumer, WorkloadError> {
+    let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+    let object = context.object(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": spec(context, &claim.name, claim.spec.mode, blocks, placement),
+    }))?;
+    let made = pods
+        .create(&PostParams::default(), &object)
+        .await
+        .map_err(context.api("create a pod"))?;
+    let node = match placement {
+        Placement::On(node) => node.clone(),
+        Placement::Anywhere => String::new(),
+    };
+    Ok(Consumer {
+        name: name.to_owned(),
+        uid: made.uid().unwrap_or_default(),
+        node,
+        mode: claim.spec.mode,
+    })
+}
+
+impl Consumer {
+    /// A pod that somebody else made.
+    pub(super) fn of(pod: &Pod, mode: Mode) -> Self {
+        Self {
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            node: pod
+                .spec
+                .as_ref()
+                .and_then(|s| s.node_name.clone())
+                .unwrap_or_default(),
+            mode,
+        }
+    }
+
+    /// Waits until it runs.
+    ///
+    /// # Errors
+    /// If it does not in its bound.
+    pub async fn running(&mut self, context: &Context) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let what = format!("pod {} runs", self.name);
+        self.node = context
+            .waited(
+                &what,
+                wait::object(&pods, &what, &self.name, Limit::POD, condition::is_ready),
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until it has acknowledged `blocks` blocks; the number that it has.
+    ///
+    /// # Errors
+    /// If it has not in its bound.
+    pub async fn acknowledged(&self, context: &Context, blocks: u64) -> Result<u64, WorkloadError> {
+        let what = format!("pod {} has {blocks} blocks on disk", self.name);
+        let look = || async {
+            match self.last_acknowledged(context).await {
+                Ok(seen) if seen >= blocks => Look::Holds(seen),
+                Ok(seen) => Look::NotYet(format!("{seen} blocks")),
+                Err(error) => Look::NotYet(error.to_string()),
+            }
+        };
+        context.waited(&what, wait::until(&what, Limit::POD, look)).await
+    }
+
+    async fn last_acknowledged(&self, context: &Context) -> Result<u64, kube::Error> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let parameters = LogParams {
+            tail_lines: Some(20),
+            ..LogParams::default()
+        };
+        let log = pods.logs(&self.name, &parameters).await?;
+        Ok(log
+            .lines()
+            .filter_map(super::blocks::acknowledged)
+            .max()
+            .unwrap_or(0))
+    }
+
+    /// Reads the blocks back inside the pod, and checks that all that were acknowledged are there, whole and in order,
+    /// and that nobody else wrote.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unmet`] with what is missing.
+    pub async fn verify(&self, context: &Context, acknowledged: u64) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let path = path(self.mode);
+        let words = ["/holdfast", "io", "verify", "--path", &path];
+        let parameters = AttachParams::default().stdout(true).stderr(true).container("io");
+        let mut process = pods
+            .exec(&self.name, words, &parameters)
+            .await
+            .map_err(context.api("exec in a pod"))?;
+        let mut said = String::new();
+        let mut complaints = String::new();
+        let reading = async {
+            if let Some(mut stdout) = process.stdout() {
+                // A stream that breaks shows as a report that cannot be read.
+                let _ = stdout.read_to_string(&mut said).await;
+            }
+            if let Some(mut stderr) = process.stderr() {
+                let _ = stderr.read_to_string(&mut complaints).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Limit::POD, reading).await.is_ok();
+        let report: Report = serde_json::from_str(said.trim()).map_err(|_| WorkloadError::Unmet {
+            expected: format!("pod {} to report the blocks it reads", self.name),
+            seen: if in_time {
+                format!("{said}{complaints}")
+            } else {
+                String::from("no answer")
+            },
+        })?;
+        context.recorder.record(
+            Some(&context.scenario),
+            What::Blocks {
+                pod: self.name.clone(),
+                acknowledged,
+                found: report.blocks,
+                writers: report.writers.clone(),
+            },
+        );
+        let ours = report.writers.iter().all(|w| *w == context.scenario);
+        if report.blocks >= acknowledged && report.fault.is_none() && ours {
+            return Ok(());
+        }
+        Err(WorkloadError::Unmet {
+            expected: format!(
+                "{acknowledged} acknowledged blocks, whole, in order, by {}",
+                context.scenario
+            ),
+            seen: format!(
+                "{} blocks by {:?}; {}",
+                report.blocks,
+                report.writers,
+                report.fault.unwrap_or_default()
+            ),
+        })
+    }
+
+    /// Waits until the attachment of `pv` to the pod's node is confirmed.
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn attached(&self, context: &Context, pv: &str) -> Result<String, WorkloadError> {
+        let api: Api<VolumeAttachment> = Api::all(context.client.clone());
+        let what = format!("{pv} is attached to {}", self.node);
+        let look = || async {
+            let list = match api.list(&ListParams::default()).await {
+                Ok(list) => list,
+                Err(error) => return Look::NotYet(format!("the API server: {error}")),
+            };
+            let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
+            match list.items.iter().find(of) {
+                None => Look::NotYet(String::from("no attachment")),
+                Some(a) if a.spec.attacher != chart::DRIVER_NAME => {
+                    Look::Never(format!("attacher {}", a.spec.attacher))
+                }
+                Some(a) if a.spec.node_name != self.node => {
+                    Look::NotYet(format!("attached to {}", a.spec.node_name))
+                }
+                Some(a) => match condition::is_attached(a) {
+                    Look::Holds(()) => Look::Holds(a.name_any()),
+                    Look::NotYet(seen) => Look::NotYet(seen),
+                    Look::Never(seen) => Look::Never(seen),
+                },
+            }
+        };
+        context
+            .waited(&what, wait::until(&what, Limit::ATTACH, look))
+            .await
+    }
+
+    /// Asks for its deletion.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete(&self, context: &Context) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        match pods.delete(&self.name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(context.api("delete a pod")(source)),
+        }
+    }
+
+    /// Waits until it is gone.
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn gone(&self, context: &Context) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let what = format!("pod {} is gone", self.name);
+        context
+            .waited(&what, wait::gone(&pods, &what, &self.name, Limit::DELETE))
+            .await
+    }
+
+    /// Waits until no attachment of `pv` is left.
+    ///
+    /// # Errors
+    /// If one is after its bound.
+    pub async fn detached(&self, context: &Context, pv: &str) -> Result<(), WorkloadError> {
+        let api: Api<VolumeAttachment> = Api::all(context.client.clone());
+        let what = format!("{pv} is detached");
+        let look = || async {
+            match api.list(&ListParams::default()).await {
+                Err(error) => Look::NotYet(format!("the API server: {error}")),
+                Ok(list) => {
+                    match list
+                        .items
+                        .iter()
+                        .find(|a| a.spec.source.persistent_volume_name.as_deref() == Some(pv))
+                    {
+                        None => Look::Holds(()),
+                        Some(a) => Look::NotYet(format!(
+                            "{} on {}, deletion {}, detach error {:?}",
+                            a.name_any(),
+                            a.spec.node_name,
+                            if a.metadata.deletion_timestamp.is_some() {
+                                "asked for"
+                            } else {
+                                "not asked for"
+                            },
+                            a.status
+                                .as_ref()
+                                .and_then(|s| s.detach_error.as_ref())
+                                .and_then(|e| e.message.clone())
+                        )),
+                    }
+                }
+            }
+        };
+        context
+            .waited(&what, wait::until(&what, Limit::DELETE, look))
+            .await
+    }
+}

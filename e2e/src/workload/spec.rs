@@ -1,0 +1,121 @@
+//! What is done with volumes, as data.
+use serde::{Deserialize, Serialize};
+
+/// A volume that is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct VolumeSpec {
+    /// StorageClass.
+    pub class: String,
+    /// Size, as Kubernetes writes it.
+    pub size: String,
+    /// Filesystem or block device.
+    pub mode: Mode,
+    /// Who may use it.
+    pub access: Access,
+    /// When it is bound.
+    pub binding: Binding,
+}
+
+impl Default for VolumeSpec {
+    fn default() -> Self {
+        Self {
+            class: String::from("holdfast-ext4"),
+            size: String::from("64Mi"),
+            mode: Mode::Filesystem,
+            access: Access::ReadWriteOnce,
+            binding: Binding::Immediate,
+        }
+    }
+}
+
+/// volumeMode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// A mounted filesystem.
+    Filesystem,
+    /// A raw device.
+    Block,
+}
+
+/// accessModes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// One node.
+    ReadWriteOnce,
+    /// One pod.
+    ReadWriteOncePod,
+}
+
+/// volumeBindingMode of the class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Binding {
+    /// With the claim.
+    Immediate,
+    /// With the first pod.
+    WaitForFirstConsumer,
+}
+
+/// What is done with volumes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "kind",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    deny_unknown_fields
+)]
+pub enum Workload {
+    /// Claim, pod, verified data, and everything gone again in order.
+    Lifecycle {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+        /// How many at once.
+        #[serde(default = "one")]
+        volumes: u32,
+    },
+    /// The claim is made larger, and the data is still there.
+    Expand {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+        /// Its size afterwards.
+        to: String,
+        /// Whether a pod uses it meanwhile.
+        online: bool,
+    },
+    /// The claim goes, the volume stays, and is deleted by hand.
+    Retain {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// A PV written by hand over a volume that exists.
+    PreProvisioned {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// A StatefulSet's pod moves to the other node and finds its data.
+    MoveStatefulSet {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// The claim is deleted while its volume is made.
+    DeleteWhileProvisioning {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// The pod is deleted while its volume is attached.
+    DeleteWhileAttaching {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+}
+
+fn one() -> u32 {
+    1
+}
