@@ -82,6 +82,15 @@ pub fn path(field: &'static str, value: &str) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
+/// A path where a volume is looked for: whatever is given, nothing is made there, so what cannot hold a volume simply does not.
+///
+/// # Errors
+/// INVALID_ARGUMENT if it is missing.
+pub fn place(field: &'static str, value: &str) -> Result<PathBuf, Error> {
+    text(field, value, PATH_BYTES)?;
+    Ok(PathBuf::from(value))
+}
+
 /// The parameters of a StorageClass; Kubernetes' own, which it adds by itself, are kept, others are unknown.
 ///
 /// # Errors

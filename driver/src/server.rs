@@ -109,10 +109,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         );
         router = router.add_service(NodeServer::new(node));
     }
+    // Before the first call is taken: connections wait in the backlog since the socket exists.
+    state.set_started();
     let mut served = tokio::spawn(
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped.clone())),
     );
-    state.set_started();
     tracing::info!(role = ?config.role, socket = %config.socket.display(), "serving");
 
     let sweeping = Arc::clone(&store);

@@ -16,7 +16,7 @@ pub(super) fn expand(
     request: pb::NodeExpandVolumeRequest,
 ) -> Result<pb::NodeExpandVolumeResponse, Error> {
     let id = request::volume_id(&request.volume_id)?;
-    let path = request::path("volume_path", &request.volume_path)?;
+    let path = request::place("volume_path", &request.volume_path)?;
     request.volume_capability.map(Capability::try_from).transpose()?;
     let id = id.ok_or(Error::VolumeNotFound {
         id: request.volume_id,

@@ -15,7 +15,7 @@ pub(super) fn stats(
     request: &pb::NodeGetVolumeStatsRequest,
 ) -> Result<pb::NodeGetVolumeStatsResponse, Error> {
     let id = request::volume_id(&request.volume_id)?;
-    let path = request::path("volume_path", &request.volume_path)?;
+    let path = request::place("volume_path", &request.volume_path)?;
     let id = id.ok_or_else(|| Error::VolumeNotFound {
         id: request.volume_id.clone(),
     })?;
