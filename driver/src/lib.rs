@@ -10,6 +10,7 @@ pub mod node;
 pub mod registration;
 
 pub mod health;
+pub mod recover;
 
 pub mod guard;
 pub mod request;
@@ -21,3 +22,4 @@ pub mod kernel;
 pub mod socket;
 
 pub mod config;
+pub mod id;

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, PathBuf};
 
 use crate::error::Error;
-use crate::volume::id::VolumeId;
+use crate::id::VolumeId;
 
 /// Longest string of the specification where no other limit is given, in bytes.
 const STRING_BYTES: usize = 128;

@@ -20,9 +20,8 @@ use crate::identity::IdentityService;
 use crate::kernel::Linux;
 use crate::node::NodeService;
 use crate::registration::{self, RegistrationService};
-use crate::volume::recover;
 use crate::volume::store::Store;
-use crate::{kernel, socket};
+use crate::{kernel, recover, socket};
 
 /// How long idle clients may hold up the end.
 const STOP_LIMIT: Duration = Duration::from_secs(3);

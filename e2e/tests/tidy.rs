@@ -36,11 +36,11 @@ const DRIVER_ROWS: &[&[&str]] = &[
         "node",
         "registration",
     ],
-    &["health"],
+    &["health", "recover"],
     &["volume", "guard", "request"],
     &["error"],
     &["kernel", "socket"],
-    &["config", "redact"],
+    &["config", "redact", "id"],
 ];
 
 /// What reaches outside the process; no verdict may name it.

@@ -4,8 +4,8 @@ use holdfast_proto::csi as pb;
 
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
 use crate::request;
-use crate::volume::id::VolumeId;
 use crate::volume::record::{Fingerprint, Format, Record, State};
 use crate::volume::store::Store;
 use crate::volume::{capability, image, space};

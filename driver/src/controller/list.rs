@@ -2,8 +2,8 @@
 use holdfast_proto::csi as pb;
 
 use crate::error::Error;
+use crate::id::VolumeId;
 use crate::request;
-use crate::volume::id::VolumeId;
 use crate::volume::record::{Record, State};
 use crate::volume::store::Store;
 use crate::volume::{capability, space};

@@ -5,9 +5,9 @@ use holdfast_proto::csi as pb;
 
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
 use crate::request;
 use crate::volume::capability::{self, Capability};
-use crate::volume::id::VolumeId;
 use crate::volume::record::{Attachment, Record, State};
 use crate::volume::store::Store;
 

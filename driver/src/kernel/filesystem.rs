@@ -4,8 +4,29 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Kernel, KernelError, MountFlags};
-use crate::volume::capability::Fs;
+
+/// The filesystems that volumes can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fs {
+    /// ext4, also where no type is given.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl Fs {
+    /// As mount(2) knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
 
 /// What a superblock says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

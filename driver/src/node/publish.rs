@@ -10,11 +10,11 @@ use super::stage::{fenced, loops};
 use super::{mounted, unpublish};
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
 use crate::kernel::mountinfo::Mount;
 use crate::kernel::{LoopFlags, LoopStatus, loop_device};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Mode};
-use crate::volume::id::VolumeId;
 
 /// A checked request.
 #[derive(Clone, Debug)]

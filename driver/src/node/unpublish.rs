@@ -8,9 +8,9 @@ use super::service::Site;
 use super::stage::loops;
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
 use crate::kernel::{loop_device, wait};
 use crate::request;
-use crate::volume::id::VolumeId;
 
 /// Takes the volume from the target, or finds it taken.
 pub(super) fn unpublish(

@@ -8,9 +8,9 @@ use super::service::Site;
 use super::stage::loops;
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
 use crate::kernel::{loop_device, wait};
 use crate::request;
-use crate::volume::id::VolumeId;
 
 /// Undoes a staging, or finds it undone.
 pub(super) fn unstage(site: &Site, id: &str, staging: &str) -> Result<pb::NodeUnstageVolumeResponse, Error> {

@@ -3,6 +3,7 @@ use holdfast_proto::csi as pb;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+pub use crate::kernel::filesystem::Fs;
 
 const FIELD: &str = "volume_capability";
 /// Longest list of mount flags, in bytes (specification, size limits).
@@ -16,26 +17,6 @@ pub enum Access {
     Mount,
     /// A raw device.
     Block,
-}
-
-/// The filesystems that volumes can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fs {
-    /// ext4, also where no type is given.
-    Ext4,
-    /// XFS.
-    Xfs,
-}
-
-impl Fs {
-    /// As mount(2) knows it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
-        }
-    }
 }
 
 /// Access modes of one node; others are not offered, because a loop device belongs to one kernel.

@@ -1,8 +1,6 @@
 //! What a volume is: its id, its record, its image, and what is promised to all of them.
 pub mod capability;
-pub mod id;
 pub mod image;
 pub mod record;
-pub mod recover;
 pub mod space;
 pub mod store;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::capability::{Access, Capability, Fs};
-use super::id::VolumeId;
+use crate::id::VolumeId;
 
 /// What is meant to become of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

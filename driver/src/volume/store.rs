@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::id::VolumeId;
 use super::record::Record;
 use crate::config::is_node_id;
 use crate::error::Error;
+use crate::id::VolumeId;
 
 const VERSION: u32 = 1;
 

@@ -1,7 +1,7 @@
 //! What is there after and was not before, and the reverse.
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, Ledger};
+use super::entry::{Entry, Kind, Ledger};
 
 /// A difference of two ledgers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,15 +41,16 @@ pub fn diff(before: &Ledger, after: &Ledger) -> Diff {
         let absent = |e: &&Entry| !other.entries.iter().any(|o| same(e, o));
         from.entries.iter().filter(absent).cloned().collect()
     };
+    // A flag that stuck to a free loop device is nobody's property: whoever uses the number next takes it away.
+    let lost: Vec<Entry> = missing(before, after);
     Diff {
         left: missing(after, before),
-        lost: missing(before, after),
+        lost: lost.into_iter().filter(|e| e.kind != Kind::LoopFlag).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::entry::Kind;
     use super::*;
 
     fn entry(name: &str) -> Entry {

@@ -1,11 +1,12 @@
 //! The sweep at start: deletions that were begun are finished, temporaries of nobody go, what cannot be read is set aside.
 use std::fs;
 
-use super::record::State;
-use super::store::{Store, remove};
-use super::{id::VolumeId, image};
 use crate::error::Error;
 use crate::guard::file_lock;
+use crate::id::VolumeId;
+use crate::volume::image;
+use crate::volume::record::State;
+use crate::volume::store::{Store, remove};
 
 /// Sweeps once; a volume that another process works on is left to it.
 ///
