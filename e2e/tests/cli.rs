@@ -9,6 +9,7 @@ fn holdfast(cache: &Path, words: &[&str]) -> Output {
         .args(words)
         .env("XDG_CACHE_HOME", cache)
         .env_remove("CI")
+        .env_remove("HOLDFAST_STATE_DIR")
         .stdin(std::process::Stdio::null())
         .output()
         .unwrap()
@@ -127,4 +128,43 @@ fn help_version_and_completions_are_no_errors() {
         let output = holdfast(cache.path(), words);
         assert!(output.status.success() && !output.stdout.is_empty(), "{words:?}");
     }
+}
+
+#[test]
+fn an_unknown_scenario_is_named_with_the_nearest_one() {
+    let cache = tempfile::tempdir().unwrap();
+    let said = refused(cache.path(), &["run", "lifecycle-ext5"]);
+    assert!(
+        said.contains("lifecycle-ext5") && said.contains("lifecycle-ext4"),
+        "{said}"
+    );
+}
+
+#[test]
+fn labels_that_no_scenario_has_select_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = holdfast(cache.path(), &["run", "--label", "no-such-label"]);
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn a_folder_without_a_run_cannot_be_replayed() {
+    let cache = tempfile::tempdir().unwrap();
+    let said = refused(cache.path(), &["replay", "/nowhere", "--scenario", "x"]);
+    assert!(said.contains("/nowhere/run.json"), "{said}");
+}
+
+#[test]
+fn every_scenario_is_listed_with_its_purpose() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = holdfast(cache.path(), &["list"]);
+    let heard = String::from_utf8_lossy(&output.stdout).into_owned();
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios"))
+        .unwrap()
+        .count();
+    assert_eq!(
+        (output.status.code(), heard.lines().count()),
+        (Some(0), files),
+        "{heard}"
+    );
 }

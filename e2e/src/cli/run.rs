@@ -128,8 +128,13 @@ async fn start(args: &RunArgs, chosen: &[Scenario]) -> anyhow::Result<Exit> {
     let folder = args
         .output
         .clone()
-        .unwrap_or_else(|| PathBuf::from("runs"))
-        .join(&id);
+        .unwrap_or_else(|| PathBuf::from("runs").join(&id));
+    if folder.join("events.jsonl").exists() {
+        bail!(
+            "{} holds a run already; name another folder by --output",
+            folder.display()
+        );
+    }
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("{} cannot be made; choose another by --output", folder.display()))?;
     let progress = Progress::default();
@@ -291,6 +296,7 @@ pub(super) async fn client(cluster: &Cluster) -> anyhow::Result<Client> {
 fn tell(folder: &Path) -> anyhow::Result<Exit> {
     let summary = report::fold(&history::read(&folder.join("events.jsonl"))?);
     std::fs::write(folder.join("junit.xml"), report::junit(&summary)?)?;
+    std::fs::write(folder.join("summary.md"), report::markdown(&summary))?;
     if let Some(page) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|p| !p.is_empty()) {
         use std::io::Write;
         let mut file = std::fs::OpenOptions::new()
