@@ -272,7 +272,6 @@ async fn job(
         recorder: recorder.clone(),
         folder: folder.to_owned(),
         image: images.e2e,
-        run: id.to_owned(),
     };
     let jobs = usize::try_from(args.jobs.unwrap_or(4)).unwrap_or(4);
     run_all(&runner, chosen, jobs, args.repeat).await;

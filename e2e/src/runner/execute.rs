@@ -15,7 +15,7 @@ use crate::history::{self, Outcome, Recorder, What};
 use crate::invariant;
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
-use crate::workload::{Claim, Context, WorkloadError};
+use crate::workload::{Claim, Context, WorkloadError, staging_folder};
 
 /// What every scenario of a run shares.
 #[derive(Clone)]
@@ -30,8 +30,6 @@ pub struct Runner {
     pub folder: PathBuf,
     /// The image of the pods that write and verify.
     pub image: String,
-    /// The run's name.
-    pub run: String,
 }
 
 /// One scenario on its way.
@@ -97,16 +95,11 @@ impl Run {
 
     /// The words by which a bound claim's volume is found: PV, id, and kubelet's folder for it.
     pub(super) fn owns_volume(&self, claim: &Claim) {
-        use sha2::Digest;
         let volume = claim.volume.as_deref().unwrap_or_default();
         self.owns(claim.pv.as_deref().unwrap_or_default());
         self.owns(volume);
         if !volume.is_empty() {
-            let folder: String = sha2::Sha256::digest(volume.as_bytes())
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
-            self.owns(&folder);
+            self.owns(&staging_folder(volume));
         }
     }
 

@@ -9,7 +9,7 @@ mod stateful_set;
 
 pub use claim::{Claim, create_claim, pre_provisioned};
 pub use context::{Context, WorkloadError};
-pub use observe::Observer;
+pub use observe::{Observer, staging_folder};
 pub use pod::{Consumer, Placement, create_pod};
 pub use spec::{Access, Binding, Mode, VolumeSpec, Workload};
 pub use stateful_set::Moving;

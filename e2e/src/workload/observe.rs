@@ -102,7 +102,7 @@ fn mounts(mountinfo: &str, pv: &str, volume: &str, mode: Mode) -> (bool, bool) {
     let any = |test: &dyn Fn(&str) -> bool| places.iter().any(|place| test(place));
     match mode {
         Mode::Filesystem => {
-            let folder = volume_folder(volume);
+            let folder = staging_folder(volume);
             (
                 any(&|p| p.contains(&format!("/volumes/kubernetes.io~csi/{pv}/mount"))),
                 any(&|p| {
@@ -121,7 +121,7 @@ fn mounts(mountinfo: &str, pv: &str, volume: &str, mode: Mode) -> (bool, bool) {
 }
 
 /// Kubelet's staging folder is called by the SHA-256 of the volume's id.
-fn volume_folder(volume: &str) -> String {
+pub fn staging_folder(volume: &str) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(volume.as_bytes())
         .iter()
@@ -137,7 +137,7 @@ mod tests {
     fn staged_and_published_are_told_apart() {
         let stage = format!(
             "1 0 7:0 / /var/lib/kubelet/plugins/kubernetes.io/csi/d/{}/globalmount rw - ext4 /dev/loop0 rw",
-            volume_folder("v")
+            staging_folder("v")
         );
         let publish =
             "2 0 7:0 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-1/mount rw - ext4 /dev/loop0 rw";
