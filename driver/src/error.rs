@@ -44,6 +44,12 @@ pub enum Error {
         /// Where it was looked for.
         path: String,
     },
+    /// A target has content of its own below its mounts.
+    #[error("{path} has content though nothing is mounted there; it is left alone, empty it by hand")]
+    NotEmpty {
+        /// The target.
+        path: String,
+    },
     /// The same name, attachment, staging or target path in use with other arguments.
     #[error("{what} exists with another {difference}")]
     Differs {
@@ -173,9 +179,10 @@ impl Error {
                 Code::NotFound
             }
             Self::Differs { .. } => Code::AlreadyExists,
-            Self::AttachedElsewhere { .. } | Self::InUse { .. } | Self::Unfit { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::AttachedElsewhere { .. }
+            | Self::InUse { .. }
+            | Self::Unfit { .. }
+            | Self::NotEmpty { .. } => Code::FailedPrecondition,
             Self::Size { .. } => Code::OutOfRange,
             Self::NoSpace { .. } | Self::NodeFull { .. } => Code::ResourceExhausted,
             Self::BadToken { .. } | Self::Busy { .. } | Self::HalfDone { .. } => Code::Aborted,

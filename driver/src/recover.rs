@@ -1,4 +1,4 @@
-//! The sweep at start: deletions that were begun are finished, temporaries of nobody go, what cannot be read is set aside.
+//! The sweep at start: creations that were begun are undone, deletions finished, temporaries of nobody go, what cannot be read is set aside.
 use std::fs;
 
 use crate::error::Error;
@@ -14,37 +14,44 @@ use crate::volume::store::{Store, remove};
 /// If the folder cannot be listed; the trouble of one volume is logged and stops nothing.
 pub fn sweep(store: &Store) -> Result<(), Error> {
     for id in store.ids()? {
-        let result = match store.read(&id) {
-            Ok(Some(record)) if record.state == State::Deleting => finish(store, &id),
-            Ok(_) => Ok(()),
-            Err(error @ Error::Unreadable { .. }) => {
-                tracing::error!(volume = %id, error = error.message(), "record set aside in quarantine; its image stays");
-                quarantine(store, &id)
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
+        if let Err(error) = volume(store, &id) {
             tracing::warn!(volume = %id, error = error.message(), "not recovered now");
         }
     }
     temporaries(store)
 }
 
-fn finish(store: &Store, id: &VolumeId) -> Result<(), Error> {
+fn volume(store: &Store, id: &VolumeId) -> Result<(), Error> {
+    // Whoever makes or deletes a volume holds its lock all the time: a state that is found under the lock was left by
+    // a crash, or by a call that failed and will be repeated.
     let Some(_lock) = file_lock::try_lock(&store.lock(id.as_str())).map_err(Error::storage("locking"))?
     else {
         return Ok(());
     };
-    image::delete(&store.image(id)).map_err(Error::storage("removing an image"))?;
-    store.remove(id)?;
-    tracing::info!(volume = %id, "deletion finished");
-    Ok(())
+    match store.read(id) {
+        Ok(Some(record)) => match record.state {
+            State::Ready => Ok(()),
+            // Promised to nobody; whoever asks for the name again gets a new one.
+            State::Creating => erase(store, id, "creation undone"),
+            State::Deleting => erase(store, id, "deletion finished"),
+        },
+        Ok(None) => Ok(()),
+        Err(error @ Error::Unreadable { .. }) => {
+            tracing::error!(volume = %id, error = error.message(), "record set aside; its image stays");
+            store
+                .set_aside(&format!("{id}.json"))
+                .map_err(Error::storage("setting a record aside"))
+        }
+        Err(error) => Err(error),
+    }
 }
 
-fn quarantine(store: &Store, id: &VolumeId) -> Result<(), Error> {
-    let name = format!("{id}.json");
-    let to = store.root().join("quarantine").join(&name);
-    fs::rename(store.volumes().join(name), to).map_err(Error::storage("setting a record aside"))
+fn erase(store: &Store, id: &VolumeId, done: &str) -> Result<(), Error> {
+    image::delete(&store.image(id)).map_err(Error::storage("removing an image"))?;
+    store.remove(id)?;
+    tracing::info!(volume = %id, "{done}");
+    // Held while its file goes: whoever waits for it sees that the file has no name any more.
+    remove(&store.lock(id.as_str())).map_err(Error::storage("removing a lock"))
 }
 
 /// A temporary whose volume nobody works on was left by a crash.

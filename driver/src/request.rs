@@ -76,7 +76,9 @@ pub fn node_id(value: &str) -> Result<(), Error> {
 pub fn path(field: &'static str, value: &str) -> Result<PathBuf, Error> {
     text(field, value, PATH_BYTES)?;
     let path = PathBuf::from(value);
-    if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
+    // The root has no name; nothing of ours may ever touch it.
+    let names_nothing = path.file_name().is_none();
+    if !path.is_absolute() || names_nothing || path.components().any(|c| c == Component::ParentDir) {
         return Err(invalid(field, value, "is no absolute path without .."));
     }
     Ok(path)

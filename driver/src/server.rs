@@ -10,7 +10,6 @@ use holdfast_proto::registration::registration_server::RegistrationServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::config::Config;
@@ -60,6 +59,9 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
 /// # Errors
 /// Those of [`ServeError`].
 pub async fn serve(config: Config) -> Result<(), ServeError> {
+    // First of all: a signal that comes while the driver starts must stop it, too, and not kill it.
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     kernel::set_umask(0o007);
     let shown = config.data_dir.display().to_string();
     let store = Arc::new(Store::open(&config.data_dir).map_err(io_error(format!("data folder {shown}")))?);
@@ -82,12 +84,14 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         socket::listen(&config.socket).map_err(io_error(format!("socket {}", config.socket.display())))?;
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_serving::<IdentityServer<IdentityService>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(holdfast_proto::DESCRIPTORS)
-        .build_v1()?;
+    let reflect = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(holdfast_proto::DESCRIPTORS)
+    };
     let mut router = Server::builder()
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(reflect().build_v1()?)
+        .add_service(reflect().build_v1alpha()?)
         .add_service(IdentityServer::new(IdentityService::new(
             &config.driver_name,
             config.role.has_controller(),
@@ -110,14 +114,15 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     }
     // Before the first call is taken: connections wait in the backlog since the socket exists.
     state.set_started();
-    let mut served = tokio::spawn(
-        router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped.clone())),
-    );
+    let mut served =
+        tokio::spawn(router.serve_with_incoming_shutdown(socket::trusted(listener), ended(stopped.clone())));
     tracing::info!(role = ?config.role, socket = %config.socket.display(), "serving");
 
+    // By one role: the node plugin has enough rights, but no need.
     let sweeping = Arc::clone(&store);
+    let sweeps = config.role.has_controller();
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = recover::sweep(&sweeping) {
+        if sweeps && let Err(error) = recover::sweep(&sweeping) {
             tracing::error!(error = error.message(), "sweep at start");
         }
     });
@@ -132,7 +137,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             endpoint,
             refused.clone(),
         ));
-        let incoming = UnixListenerStream::new(listener);
+        let incoming = socket::trusted(listener);
         tokio::spawn(
             Server::builder()
                 .add_service(service)
@@ -141,8 +146,6 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         registered = Some(path);
     }
 
-    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     let reason = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,

@@ -5,8 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
 
-/// Listens at `path`, for this user and group only.
+/// Listens at `path`, for this user (and root) only.
 ///
 /// # Errors
 /// AddrInUse if somebody answers there; the failed call otherwise.
@@ -23,9 +25,26 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         }
         std::fs::remove_file(path)?;
     }
+    // Under the umask of the process nobody outside the group gets in before the mode is set.
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// The connections of `listener` whose peer is root or this very user.
+pub fn trusted(listener: UnixListener) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> + Send {
+    let own = nix::unistd::geteuid().as_raw();
+    UnixListenerStream::new(listener).filter(move |connection| match connection {
+        Ok(stream) => match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
+            Ok(peer) => {
+                tracing::warn!(uid = peer.uid(), "connection of another user refused");
+                false
+            }
+            Err(_) => false,
+        },
+        Err(_) => true,
+    })
 }
 
 #[cfg(test)]

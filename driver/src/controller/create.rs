@@ -102,6 +102,21 @@ pub(super) fn create(
 
 /// Reserves the space and says so durably, before anything takes any.
 fn begin(store: &Store, capacity: Option<u64>, wanted: &Wanted) -> Result<Record, Error> {
+    // The image of a record that was lost: a new volume must not begin with somebody's old data.
+    let image = store.image(&wanted.id);
+    match image::open_locked(&image) {
+        Ok(Some(_free)) => store
+            .set_aside(&format!("{}.img", wanted.id))
+            .map_err(Error::storage("setting an image without record aside"))?,
+        Ok(None) => {
+            return Err(Error::InUse {
+                id: wanted.id.to_string(),
+                by: String::from("a loop device stands on an image of this name that has no record"),
+            });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::storage("looking for an image without record")(error)),
+    }
     let _space = file_lock::lock(&store.lock("capacity"), "capacity")?;
     let total = space::total(store.root(), capacity)?;
     space::reserve(total, &store.all()?, wanted.size_bytes)?;

@@ -37,7 +37,10 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
 }
 
 /// A loop device keeps the image's lock for as long as it lives, on whatever node, whatever the record says.
-fn unused(store: &Store, record: &Record) -> Result<(), Error> {
+///
+/// # Errors
+/// FAILED_PRECONDITION while somebody has it.
+pub(super) fn unused(store: &Store, record: &Record) -> Result<(), Error> {
     match image::open_locked(&store.image(&record.id)) {
         Ok(Some(_free)) => Ok(()),
         Ok(None) => Err(Error::InUse {

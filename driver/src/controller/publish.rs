@@ -8,11 +8,8 @@ use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::request;
 use crate::volume::capability::{self, Capability};
-use crate::volume::record::{Attachment, Record, State};
+use crate::volume::record::{Attachment, EPOCH, Record, State};
 use crate::volume::store::Store;
-
-/// Key of publish_context: which attachment of the volume this is.
-pub(crate) const EPOCH: &str = "epoch";
 
 /// A checked request.
 #[derive(Clone, Debug)]

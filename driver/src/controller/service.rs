@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{create, delete, expand, list, publish, unpublish, validate};
 use crate::error::Error;
 use crate::guard;
+use crate::id::VolumeId;
 use crate::volume::store::Store;
 
 /// The Controller service.
@@ -50,11 +51,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::CreateVolumeRequest>,
     ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
-        let wanted = create::Wanted::try_from(request.into_inner())?;
+        let request = request.into_inner();
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
-        let id = wanted.id.to_string();
+        let id = VolumeId::of_name(&request.name).to_string();
         guard::run("CreateVolume", id, move || {
-            create::create(&store, capacity, &wanted)
+            create::create(&store, capacity, &create::Wanted::try_from(request)?)
         })
         .await
         .map(Response::new)
@@ -75,11 +76,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ControllerPublishVolumeRequest>,
     ) -> Result<Response<pb::ControllerPublishVolumeResponse>, Status> {
-        let wanted = publish::Wanted::try_from(request.into_inner())?;
+        let request = request.into_inner();
         let store = Arc::clone(&self.store);
-        let id = wanted.id.to_string();
+        let id = request.volume_id.clone();
         guard::run("ControllerPublishVolume", id, move || {
-            publish::publish(&store, wanted)
+            publish::publish(&store, publish::Wanted::try_from(request)?)
         })
         .await
         .map(Response::new)
@@ -90,9 +91,9 @@ impl Controller for ControllerService {
         request: Request<pb::ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<pb::ControllerUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let store = Arc::clone(&self.store);
+        let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
         let work = move || unpublish::unpublish(&store, &request.volume_id, &request.node_id);
-        guard::run("ControllerUnpublishVolume", String::new(), work)
+        guard::run("ControllerUnpublishVolume", id, work)
             .await
             .map(Response::new)
     }

@@ -1,14 +1,15 @@
 //! ControllerUnpublishVolume: the volume is taken from a node, or from whichever has it.
 use holdfast_proto::csi as pb;
 
+use super::delete;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::request;
 use crate::volume::record::Record;
 use crate::volume::store::Store;
 
-/// Takes the volume away, or finds that the node does not have it. Its lock stays with the loop device for as long as the
-/// node has one, so another node that is given the volume cannot use it before.
+/// Takes the volume away, or finds that the node does not have it. Not before the node can no longer write: its loop device
+/// carries the image's lock, and lives longer than its plugin or kubelet.
 pub(super) fn unpublish(
     store: &Store,
     id: &str,
@@ -29,6 +30,7 @@ pub(super) fn unpublish(
             .as_ref()
             .is_some_and(|a| node.is_empty() || a.node == node);
         if has {
+            delete::unused(store, &record)?;
             store.write(&Record {
                 attachment: None,
                 ..record

@@ -101,7 +101,7 @@ pub struct LoopFlags {
 }
 
 /// A loop device in use, as LOOP_GET_STATUS64 tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoopStatus {
     /// N of /dev/loopN, also its minor number.
     pub number: u32,
@@ -109,6 +109,8 @@ pub struct LoopStatus {
     pub file: FileId,
     /// How it was made.
     pub flags: LoopFlags,
+    /// What its maker wrote into it: the node, where nodes share a kernel.
+    pub tag: String,
 }
 
 /// A loop device held open, so that an autoclearing one lives until it is mounted.
@@ -165,8 +167,10 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn unmount(&self, target: &Path) -> Result<(), KernelError>;
     /// The loop devices whose file is called `file_name`; others are not opened.
     fn loops(&self, file_name: &str) -> Result<Vec<LoopStatus>, KernelError>;
+    /// The path of the file behind a loop device; none if the device is free.
+    fn backing_file(&self, number: u32) -> Option<PathBuf>;
     /// Configures a free loop device with `file`; the device keeps this very open file, and the lock on it.
-    fn attach(&self, file: &File, flags: LoopFlags) -> Result<OpenLoop, KernelError>;
+    fn attach(&self, file: &File, flags: LoopFlags, tag: &str) -> Result<OpenLoop, KernelError>;
     /// Opens an existing loop device.
     fn open_loop(&self, number: u32) -> Result<OpenLoop, KernelError>;
     /// Asks the kernel to let go of the file behind a device; it does so at the last close.

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::mountinfo::{self, Mount};
@@ -233,12 +233,13 @@ impl Kernel for Linux {
                 continue;
             };
             // Only a hint, and free of side effects: opening and closing somebody else's device could free it.
-            let Ok(backing) = std::fs::read(entry.path().join("loop/backing_file")) else {
-                continue;
-            };
-            let backing = String::from_utf8_lossy(&backing).trim_end().to_owned();
-            let backing = backing.strip_suffix(" (deleted)").unwrap_or(&backing);
-            if backing.rsplit('/').next() != Some(file_name) {
+            let backing = self.backing_file(number);
+            if backing
+                .as_deref()
+                .and_then(Path::file_name)
+                .and_then(|n| n.to_str())
+                != Some(file_name)
+            {
                 continue;
             }
             let device = match open_device(number, false) {
@@ -257,6 +258,9 @@ impl Kernel for Linux {
                         read_only: info.flags & LO_FLAGS_READ_ONLY != 0,
                         autoclear: info.flags & LO_FLAGS_AUTOCLEAR != 0,
                     },
+                    tag: String::from_utf8_lossy(&info.file_name)
+                        .trim_end_matches('\0')
+                        .to_owned(),
                 }),
                 // Freed since its name was read.
                 Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
@@ -270,7 +274,14 @@ impl Kernel for Linux {
         Ok(found)
     }
 
-    fn attach(&self, file: &File, flags: LoopFlags) -> Result<OpenLoop, KernelError> {
+    fn backing_file(&self, number: u32) -> Option<PathBuf> {
+        let text = std::fs::read(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
+        let text = text.strip_suffix(b"\n").unwrap_or(&text);
+        let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(text)))
+    }
+
+    fn attach(&self, file: &File, flags: LoopFlags, tag: &str) -> Result<OpenLoop, KernelError> {
         let control = OpenOptions::new()
             .read(true)
             .write(true)
@@ -280,6 +291,10 @@ impl Kernel for Linux {
         info.flags = LO_FLAGS_DIRECT_IO
             | if flags.read_only { LO_FLAGS_READ_ONLY } else { 0 }
             | if flags.autoclear { LO_FLAGS_AUTOCLEAR } else { 0 };
+        // The last byte stays zero: the kernel keeps this as a string.
+        for (to, from) in info.file_name[..63].iter_mut().zip(tag.bytes()) {
+            *to = from;
+        }
         let config = LoopConfig {
             fd: file.as_raw_fd() as u32,
             block_size: 0,

@@ -17,7 +17,7 @@ pub(super) fn expand(
 ) -> Result<pb::NodeExpandVolumeResponse, Error> {
     let id = request::volume_id(&request.volume_id)?;
     let path = request::place("volume_path", &request.volume_path)?;
-    request.volume_capability.map(Capability::try_from).transpose()?;
+    let capability = request.volume_capability.map(Capability::try_from).transpose()?;
     let id = id.ok_or(Error::VolumeNotFound {
         id: request.volume_id,
     })?;
@@ -27,7 +27,23 @@ pub(super) fn expand(
         .store
         .read(&id)?
         .ok_or_else(|| Error::VolumeNotFound { id: id.to_string() })?;
-    let required = request.capacity_range.map_or(0, |range| range.required_bytes);
+    if let Some(other) = capability.filter(|c| !record.offers(c)) {
+        let reason = String::from("is not how this volume was asked for");
+        return Err(Error::Invalid {
+            field: "volume_capability",
+            value: format!("{other:?}"),
+            reason,
+        });
+    }
+    let range = request.capacity_range.unwrap_or_default();
+    if u64::try_from(range.limit_bytes).is_ok_and(|limit| limit > 0 && limit < record.size_bytes) {
+        let reason = format!(
+            "the volume has {} bytes already and never shrinks, limit_bytes is {}",
+            record.size_bytes, range.limit_bytes
+        );
+        return Err(Error::Size { reason });
+    }
+    let required = range.required_bytes;
     if u64::try_from(required).is_ok_and(|wanted| wanted > record.size_bytes) {
         let reason = format!(
             "{required} bytes are wanted, the volume has {}; call ControllerExpandVolume first",
@@ -35,15 +51,18 @@ pub(super) fn expand(
         );
         return Err(Error::Size { reason });
     }
+    let path = mounted::real(&path)?;
     let found = loops(site, &id)?;
     let away = || Error::NotAtPath {
         id: id.to_string(),
         path: path.display().to_string(),
     };
     let mounts = kernel.mounts().map_err(Error::half_done("reading mountinfo"))?;
-    let mount = mounted::at(&mounts, &path, &found)
-        .map_err(|_| away())?
-        .ok_or_else(away)?;
+    let mount = mounted::at(&mounts, &path, &found).map_err(|_| away())?;
+    // Nothing is mounted where a device is staged: its loop device says that it is here.
+    if mount.is_none() && !found.iter().any(|l| !l.flags.autoclear) {
+        return Err(away());
+    }
     for status in &found {
         let device = kernel
             .open_loop(status.number)
@@ -51,7 +70,9 @@ pub(super) fn expand(
         kernel
             .refresh_size(&device)
             .map_err(Error::half_done("sizing a loop device"))?;
-        if mount.minor == status.number && mount.major == 7 && smaller(site, &device)? {
+        if let Some(mount) = mount.filter(|m| m.minor == status.number && m.major == 7)
+            && smaller(site, &device)?
+        {
             let fs = if mount.fs == Fs::Xfs.name() {
                 Fs::Xfs
             } else {

@@ -2,12 +2,29 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+use crate::id::VolumeId;
 use crate::kernel::mountinfo::{self, Mount};
 use crate::kernel::{Kernel, KernelError, LoopStatus};
 
 const LOOP_MAJOR: u32 = 7;
 /// More layers than anything stacks; a kernel that shows more has something else in mind.
 const LAYERS: usize = 64;
+
+/// The path as mountinfo shows it: the folders above it without symbolic links (/var/lib/kubelet may be one); the last
+/// name is not followed.
+///
+/// # Errors
+/// If a folder cannot be looked up.
+pub(super) fn real(path: &Path) -> Result<PathBuf, Error> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(path.to_owned());
+    };
+    match std::fs::canonicalize(folder) {
+        Ok(folder) => Ok(folder.join(name)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(path.to_owned()),
+        Err(error) => Err(Error::storage(format!("resolving {}", path.display()))(error)),
+    }
+}
 
 /// Whether `mount` shows one of `loops`: its filesystem, or, for a device bound on a file, its name in /dev.
 pub(super) fn shows(mount: &Mount, loops: &[LoopStatus]) -> bool {
@@ -58,13 +75,20 @@ pub(super) fn elsewhere(mounts: &[Mount], loops: &[LoopStatus], except: &Path) -
 /// Undoes every mount at `path`, the topmost first, and looks until none is left.
 ///
 /// # Errors
-/// ABORTED where one cannot be undone.
-pub(super) fn unmount_all(kernel: &dyn Kernel, path: &Path) -> Result<(), Error> {
+/// ABORTED where one cannot be undone, FAILED_PRECONDITION where one is another volume's.
+pub(super) fn unmount_all(kernel: &dyn Kernel, id: &VolumeId, path: &Path) -> Result<(), Error> {
     let step = || format!("unmounting {}", path.display());
     for _ in 0..LAYERS {
         let mounts = kernel.mounts().map_err(Error::half_done(step()))?;
-        if mountinfo::at(&mounts, path).is_empty() {
+        let Some(top) = mountinfo::at(&mounts, path).last().copied() else {
             return Ok(());
+        };
+        if let Some(other) = other_volume(kernel, id, top) {
+            let reason = format!("{} has volume {other}, which is left alone", path.display());
+            return Err(Error::Unfit {
+                id: id.to_string(),
+                reason,
+            });
         }
         match kernel.unmount(path) {
             Ok(()) => {}
@@ -78,4 +102,17 @@ pub(super) fn unmount_all(kernel: &dyn Kernel, path: &Path) -> Result<(), Error>
         what: "layers of mounts",
         text,
     }))
+}
+
+/// The volume that a mount shows, if it is not `id`.
+fn other_volume(kernel: &dyn Kernel, id: &VolumeId, mount: &Mount) -> Option<VolumeId> {
+    let device = if mount.major == LOOP_MAJOR {
+        mount.minor
+    } else {
+        let name = mount.root.file_name()?.to_str()?;
+        name.strip_prefix("loop")?.parse().ok()?
+    };
+    let file = kernel.backing_file(device)?;
+    let other = VolumeId::parse(file.file_name()?.to_str()?.strip_suffix(".img")?)?;
+    (other != *id).then_some(other)
 }

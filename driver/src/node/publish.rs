@@ -15,6 +15,7 @@ use crate::kernel::mountinfo::Mount;
 use crate::kernel::{LoopFlags, LoopStatus, loop_device};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Mode};
+use crate::volume::record::EPOCH;
 
 /// A checked request.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub(super) struct Wanted {
     target: PathBuf,
     capability: Capability,
     read_only: bool,
-    epoch: Option<u64>,
+    epoch: String,
 }
 
 impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
@@ -46,7 +47,7 @@ impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
             });
         }
         let staging = request::path("staging_target_path", &request.staging_target_path)?;
-        let epoch = request.publish_context.get("epoch").and_then(|e| e.parse().ok());
+        let epoch = request.publish_context.get(EPOCH).cloned().unwrap_or_default();
         let read_only = request.readonly || capability.mode == Mode::ReaderOnly;
         Ok(Self {
             id,
@@ -62,7 +63,19 @@ impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
 /// Puts the volume at the target, or finds it there.
 pub(super) fn publish(site: &Site, wanted: &Wanted) -> Result<pb::NodePublishVolumeResponse, Error> {
     let _lock = file_lock::lock(&site.store.lock(wanted.id.as_str()), wanted.id.as_str())?;
-    let record = fenced(site, &wanted.id, wanted.epoch)?;
+    let record = fenced(site, &wanted.id, &wanted.epoch)?;
+    let wanted = &Wanted {
+        staging: mounted::real(&wanted.staging)?,
+        target: mounted::real(&wanted.target)?,
+        ..wanted.clone()
+    };
+    if !record.offers(&wanted.capability) {
+        let reason = String::from("was not asked for with this access type or filesystem");
+        return Err(Error::Unfit {
+            id: wanted.id.to_string(),
+            reason,
+        });
+    }
     let attached_ro = record.attached_to(&site.node).is_some_and(|a| a.read_only);
     let read_only = wanted.read_only || attached_ro;
     let found = loops(site, &wanted.id)?;
@@ -101,7 +114,12 @@ fn alone(wanted: &Wanted, mounts: &[Mount], found: &[LoopStatus]) -> Result<(), 
         return Ok(());
     }
     let others = mounted::elsewhere(mounts, found, &wanted.staging);
-    match others.iter().find(|path| **path != wanted.target) {
+    // Kubelet binds folders of a published volume elsewhere in its pod's folder: those are no targets.
+    let sub_path = |path: &Path| path.components().any(|c| c.as_os_str() == "volume-subpaths");
+    match others
+        .iter()
+        .find(|path| **path != wanted.target && !sub_path(path))
+    {
         None => Ok(()),
         Some(other) => Err(Error::InUse {
             id: wanted.id.to_string(),
@@ -167,7 +185,7 @@ fn block(site: &Site, wanted: &Wanted, found: &[LoopStatus], read_only: bool) ->
                 autoclear: false,
             };
             site.kernel
-                .attach(&image, flags)
+                .attach(&image, flags, &site.tag())
                 .map_err(Error::half_done("attaching a read-only device"))?
                 .path()
         }

@@ -20,6 +20,20 @@ pub(super) struct Site {
     pub(super) node: String,
 }
 
+impl Site {
+    /// What this node writes into its loop devices: on one kernel under several nodes, as in kind, nothing else tells
+    /// whose a device is.
+    pub(super) fn tag(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        hash.update(self.node.as_bytes());
+        hash.update([0]);
+        hash.update(self.store.root().as_os_str().as_encoded_bytes());
+        let hex: String = hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect();
+        format!("holdfast:{hex}")
+    }
+}
+
 /// The Node service.
 #[derive(Clone, Debug)]
 pub struct NodeService {
@@ -54,10 +68,10 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeStageVolumeRequest>,
     ) -> Result<Response<pb::NodeStageVolumeResponse>, Status> {
-        let wanted = stage::Wanted::try_from(request.into_inner())?;
+        let request = request.into_inner();
         let site = self.site.clone();
-        guard::run("NodeStageVolume", wanted.id.to_string(), move || {
-            stage::stage(&site, &wanted)
+        guard::run("NodeStageVolume", request.volume_id.clone(), move || {
+            stage::stage(&site, &stage::Wanted::try_from(request)?)
         })
         .await
         .map(Response::new)
@@ -68,21 +82,19 @@ impl Node for NodeService {
         request: Request<pb::NodeUnstageVolumeRequest>,
     ) -> Result<Response<pb::NodeUnstageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
         let work = move || unstage::unstage(&site, &request.volume_id, &request.staging_target_path);
-        guard::run("NodeUnstageVolume", String::new(), work)
-            .await
-            .map(Response::new)
+        guard::run("NodeUnstageVolume", id, work).await.map(Response::new)
     }
 
     async fn node_publish_volume(
         &self,
         request: Request<pb::NodePublishVolumeRequest>,
     ) -> Result<Response<pb::NodePublishVolumeResponse>, Status> {
-        let wanted = publish::Wanted::try_from(request.into_inner())?;
+        let request = request.into_inner();
         let site = self.site.clone();
-        guard::run("NodePublishVolume", wanted.id.to_string(), move || {
-            publish::publish(&site, &wanted)
+        guard::run("NodePublishVolume", request.volume_id.clone(), move || {
+            publish::publish(&site, &publish::Wanted::try_from(request)?)
         })
         .await
         .map(Response::new)
@@ -93,9 +105,9 @@ impl Node for NodeService {
         request: Request<pb::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<pb::NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
         let work = move || unpublish::unpublish(&site, &request.volume_id, &request.target_path);
-        guard::run("NodeUnpublishVolume", String::new(), work)
+        guard::run("NodeUnpublishVolume", id, work)
             .await
             .map(Response::new)
     }

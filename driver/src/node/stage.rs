@@ -12,7 +12,7 @@ use crate::kernel::{KernelError, LoopFlags, LoopStatus, OpenLoop, filesystem, lo
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Fs, Mode};
 use crate::volume::image;
-use crate::volume::record::{Format, Record, State};
+use crate::volume::record::{EPOCH, Format, Record, State};
 use holdfast_proto::csi as pb;
 
 /// A checked request.
@@ -21,7 +21,7 @@ pub(super) struct Wanted {
     pub(super) id: VolumeId,
     staging: PathBuf,
     capability: Capability,
-    epoch: Option<u64>,
+    epoch: String,
 }
 
 impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
@@ -34,7 +34,7 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
         let id = id.ok_or(Error::VolumeNotFound {
             id: request.volume_id,
         })?;
-        let epoch = request.publish_context.get("epoch").and_then(|e| e.parse().ok());
+        let epoch = request.publish_context.get(EPOCH).cloned().unwrap_or_default();
         Ok(Self {
             id,
             staging,
@@ -45,7 +45,7 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
 }
 
 /// The volume's record, if it is ready and this node has it under `epoch`.
-pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: Option<u64>) -> Result<Record, Error> {
+pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: &str) -> Result<Record, Error> {
     let record = match site.store.read(id)? {
         Some(record) if record.state == State::Ready => record,
         Some(_) | None => return Err(Error::VolumeNotFound { id: id.to_string() }),
@@ -60,9 +60,10 @@ pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: Option<u64>) -> Result<R
             site.node
         )));
     };
-    if epoch.is_some_and(|epoch| epoch != attachment.epoch) {
+    // None at all is as bad as an old one: whoever stages must have been told about this very attachment.
+    if epoch != attachment.epoch.to_string() {
         return Err(unfit(format!(
-            "publish_context is of an attachment that is over; now it is epoch {}",
+            "publish_context has epoch {epoch:?}, its attachment has {}",
             attachment.epoch
         )));
     }
@@ -72,7 +73,7 @@ pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: Option<u64>) -> Result<R
 /// Makes the volume available below the staging path.
 pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeResponse, Error> {
     let _lock = file_lock::lock(&site.store.lock(wanted.id.as_str()), wanted.id.as_str())?;
-    let record = fenced(site, &wanted.id, wanted.epoch)?;
+    let record = fenced(site, &wanted.id, &wanted.epoch)?;
     if !record.offers(&wanted.capability) {
         let reason = String::from("was not asked for with this access type or filesystem");
         return Err(Error::Unfit {
@@ -98,9 +99,14 @@ fn half(step: &str) -> impl FnOnce(KernelError) -> Error {
     Error::half_done(step.to_owned())
 }
 
+/// The volume's loop devices that this node made. Another node's are not touched: where the volume went meanwhile, their
+/// lock keeps this node out.
 pub(super) fn loops(site: &Site, id: &VolumeId) -> Result<Vec<LoopStatus>, Error> {
-    loop_device::of_image(site.kernel.as_ref(), &site.store.image(id))
-        .map_err(half("looking for loop devices"))
+    let mut found = loop_device::of_image(site.kernel.as_ref(), &site.store.image(id))
+        .map_err(half("looking for loop devices"))?;
+    let tag = site.tag();
+    found.retain(|l| l.tag == tag);
+    Ok(found)
 }
 
 /// Opens the image under its lock; a loop device that lives, here or on another node, has it.
@@ -145,7 +151,7 @@ fn block(site: &Site, id: &VolumeId, read_only: bool) -> Result<(), Error> {
         autoclear: false,
     };
     site.kernel
-        .attach(&image, flags)
+        .attach(&image, flags, &site.tag())
         .map(drop)
         .map_err(half("attaching a loop device"))?;
     // Closed without unlocking: the lock is of the open file, which is the loop device's now.
@@ -155,9 +161,10 @@ fn block(site: &Site, id: &VolumeId, read_only: bool) -> Result<(), Error> {
 
 fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool) -> Result<(), Error> {
     let kernel = site.kernel.as_ref();
+    let staging = mounted::real(&wanted.staging)?;
     let mounts = kernel.mounts().map_err(half("reading mountinfo"))?;
     let found = loops(site, &wanted.id)?;
-    if let Some(now) = mounted::at(&mounts, &wanted.staging, &found)? {
+    if let Some(now) = mounted::at(&mounts, &staging, &found)? {
         if now.fs != fs.name() || now.is_read_only() != read_only {
             let difference = format!(
                 "{}, {}",
@@ -178,7 +185,7 @@ fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool)
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o750)
-        .create(&wanted.staging)
+        .create(&staging)
         .map_err(Error::storage("making the staging folder"))?;
     let image = locked(site, &wanted.id)?;
     let blank = image::is_blank(&image).map_err(Error::storage("looking whether the image is blank"))?;
@@ -189,6 +196,7 @@ fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool)
                 read_only,
                 autoclear: true,
             },
+            &site.tag(),
         )
         .map_err(half("attaching a loop device"))?;
     // Closed without unlocking: the lock is of the open file, which is the loop device's now.
@@ -197,13 +205,13 @@ fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool)
     let fresh = prepare(site, record, fs, &device, blank, read_only)?;
     let (flags, data) = filesystem::mount_options(fs, &wanted.capability.mount_flags, read_only);
     kernel
-        .mount(&device.path(), &wanted.staging, fs.name(), flags, &data)
+        .mount(&device.path(), &staging, fs.name(), flags, &data)
         .map_err(|source| Error::Undone {
             step: format!("mounting {}", wanted.id),
             source,
         })?;
     if fs == Fs::Xfs && !read_only && !fresh && smaller(site, &device)? {
-        filesystem::grow_xfs(kernel, &wanted.staging).map_err(half("growing XFS"))?;
+        filesystem::grow_xfs(kernel, &staging).map_err(half("growing XFS"))?;
     }
     Ok(())
 }

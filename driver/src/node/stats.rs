@@ -19,6 +19,7 @@ pub(super) fn stats(
     let id = id.ok_or_else(|| Error::VolumeNotFound {
         id: request.volume_id.clone(),
     })?;
+    let path = mounted::real(&path)?;
     let found = loops(site, &id)?;
     let mounts = site
         .kernel

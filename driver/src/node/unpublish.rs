@@ -15,11 +15,11 @@ use crate::request;
 /// Takes the volume from the target, or finds it taken.
 pub(super) fn unpublish(
     site: &Site,
-    id: &str,
+    given: &str,
     target: &str,
 ) -> Result<pb::NodeUnpublishVolumeResponse, Error> {
-    let id = request::volume_id(id)?;
-    let target = request::path("target_path", target)?;
+    let id = request::volume_id(given)?;
+    let target = mounted::real(&request::path("target_path", target)?)?;
     let done = pb::NodeUnpublishVolumeResponse {};
     let Some(id) = id else {
         // No volume of ours was ever there; what kubelet made for it must not stay.
@@ -27,13 +27,14 @@ pub(super) fn unpublish(
             .kernel
             .mounts()
             .map_err(Error::half_done("reading mountinfo"))?;
-        if crate::kernel::mountinfo::at(&mounts, &target).is_empty() {
-            remove_target(&target)?;
+        if !crate::kernel::mountinfo::at(&mounts, &target).is_empty() {
+            return Err(Error::VolumeNotFound { id: given.to_owned() });
         }
+        remove_target(&target)?;
         return Ok(done);
     };
     let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
-    mounted::unmount_all(site.kernel.as_ref(), &target)?;
+    mounted::unmount_all(site.kernel.as_ref(), &id, &target)?;
     remove_target(&target)?;
     readers(site, &id)?;
     if site.store.read(&id)?.is_none() {
@@ -43,20 +44,28 @@ pub(super) fn unpublish(
     Ok(done)
 }
 
-/// Removes the empty folder or the file that the volume was at; one that is gone is no error.
+/// Removes the empty folder or empty file that the volume was at; one that is gone is no error. Whatever has content is
+/// somebody's data and stays.
 pub(super) fn remove_target(target: &Path) -> Result<(), Error> {
     let step = || format!("removing {}", target.display());
-    let kind = match std::fs::symlink_metadata(target) {
-        Ok(meta) => meta.file_type(),
+    let meta = match std::fs::symlink_metadata(target) {
+        Ok(meta) => meta,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::storage(step())(error)),
     };
-    let removed = if kind.is_dir() {
+    let removed = if meta.is_dir() {
         std::fs::remove_dir(target)
-    } else {
+    } else if meta.is_file() && meta.len() == 0 {
         std::fs::remove_file(target)
+    } else {
+        Err(std::io::ErrorKind::DirectoryNotEmpty.into())
     };
-    removed.map_err(Error::storage(step()))
+    match removed {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Err(Error::NotEmpty {
+            path: target.display().to_string(),
+        }),
+        other => other.map_err(Error::storage(step())),
+    }
 }
 
 /// Frees read-only devices that nobody has any more, unless the volume is staged by one.

@@ -15,13 +15,13 @@ use crate::request;
 /// Undoes a staging, or finds it undone.
 pub(super) fn unstage(site: &Site, id: &str, staging: &str) -> Result<pb::NodeUnstageVolumeResponse, Error> {
     let id = request::volume_id(id)?;
-    let staging = request::path("staging_target_path", staging)?;
+    let staging = mounted::real(&request::path("staging_target_path", staging)?)?;
     let Some(id) = id else {
         return Ok(pb::NodeUnstageVolumeResponse {});
     };
     let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
     in_use(site, &id, &staging)?;
-    mounted::unmount_all(site.kernel.as_ref(), &staging)?;
+    mounted::unmount_all(site.kernel.as_ref(), &id, &staging)?;
     release(site, &id)?;
     forget_lock(site, &id)?;
     Ok(pb::NodeUnstageVolumeResponse {})
@@ -44,20 +44,14 @@ fn in_use(site: &Site, id: &VolumeId, staging: &Path) -> Result<(), Error> {
     }
 }
 
-/// Frees the loop devices that this node made. All nodes of a kind cluster share one kernel: a device of a volume that is
-/// attached to another node is that node's.
+/// Frees the loop devices that this node made, the writable one last, because it carries the image's lock; then what was
+/// written is made durable.
 fn release(site: &Site, id: &VolumeId) -> Result<(), Error> {
     let kernel = site.kernel.as_ref();
     let image = site.store.image(id);
-    let foreign = site
-        .store
-        .read(id)?
-        .and_then(|r| r.attachment)
-        .is_some_and(|a| a.node != site.node);
-    if foreign {
-        return Ok(());
-    }
-    for device in loops(site, id)? {
+    let mut devices = loops(site, id)?;
+    devices.sort_by_key(|d| !d.flags.read_only);
+    for device in devices {
         let free = if device.flags.autoclear {
             loop_device::wait_free(kernel, device.number, &image, wait::RELEASE_LIMIT)
         } else {
@@ -65,7 +59,11 @@ fn release(site: &Site, id: &VolumeId) -> Result<(), Error> {
         };
         free.map_err(Error::half_done("freeing a loop device"))?;
     }
-    Ok(())
+    match std::fs::File::open(&image) {
+        Ok(file) => file.sync_all().map_err(Error::storage("making an image durable")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::storage("making an image durable")(error)),
+    }
 }
 
 /// A lock file of a volume that is gone was made by this very call.

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::capability::{Access, Capability, Fs};
 use crate::id::VolumeId;
 
+/// Key of publish_context: which attachment of the volume this is.
+pub const EPOCH: &str = "epoch";
+
 /// What is meant to become of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -145,6 +145,24 @@ impl Store {
         Ok(records)
     }
 
+    /// Moves a file of the volumes folder to quarantine, under a name that is free there.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn set_aside(&self, name: &str) -> io::Result<()> {
+        let aside = self.root.join("quarantine");
+        let mut to = aside.join(name);
+        let mut number = 1;
+        while to.symlink_metadata().is_ok() {
+            to = aside.join(format!("{name}.{number}"));
+            number += 1;
+        }
+        fs::rename(self.volumes().join(name), &to)?;
+        tracing::error!(file = name, to = %to.display(), "set aside in quarantine");
+        sync_folder(&aside)?;
+        sync_folder(&self.volumes())
+    }
+
     /// Makes the node known, with the number of volumes that it takes; 0 means no limit.
     ///
     /// # Errors

@@ -1,0 +1,380 @@
+//! A driver process in a folder of its own, and the calls of kubelet and the sidecars on it.
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use holdfast_proto::csi as pb;
+use holdfast_proto::csi::controller_client::ControllerClient;
+use holdfast_proto::csi::node_client::NodeClient;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+pub const MIB: i64 = 1 << 20;
+
+/// A driver in a folder of its own; killed, unmounted and removed at the end, whatever happened.
+pub struct Driver {
+    pub folder: tempfile::TempDir,
+    pub process: Child,
+    pub role: &'static str,
+    pub socket: PathBuf,
+}
+
+impl Driver {
+    pub fn start() -> Self {
+        Self::in_folder(tempfile::tempdir().unwrap(), "all", "csi.sock")
+    }
+
+    pub fn in_folder(folder: tempfile::TempDir, role: &'static str, socket: &str) -> Self {
+        let socket = folder.path().join(socket);
+        let process = spawn(folder.path(), role, &socket);
+        Self {
+            folder,
+            process,
+            role,
+            socket,
+        }
+    }
+
+    pub fn kill_and_restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(self.folder.path(), self.role, &self.socket);
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    pub async fn channel(&self) -> Channel {
+        connect(&self.socket).await
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let root = self.folder.path().display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut paths: Vec<_> = mounts
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4))
+            .filter(|p| p.starts_with(&root))
+            .collect();
+        paths.reverse();
+        for path in paths {
+            let _ = Command::new("umount").arg(path).status();
+        }
+        for name in loops_below(self.folder.path()) {
+            let _ = Command::new("losetup").args(["-d", &name]).status();
+        }
+    }
+}
+
+pub fn spawn(folder: &Path, role: &str, socket: &Path) -> Child {
+    spawn_node(folder, role, "n1", socket)
+}
+
+pub fn spawn_node(folder: &Path, role: &str, node: &str, socket: &Path) -> Child {
+    let process = Command::new(env!("CARGO_BIN_EXE_holdfast-driver"))
+        .args([
+            role,
+            "--node-id",
+            node,
+            "--capacity",
+            "8589934592",
+            "--max-volumes-per-node",
+            "8",
+        ])
+        .arg("--endpoint")
+        .arg(format!("unix://{}", socket.display()))
+        .arg("--data-dir")
+        .arg(folder.join("data"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(
+            std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(folder.join("log"))
+                .unwrap(),
+        )
+        .spawn()
+        .unwrap();
+    let since = Instant::now();
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "no socket; log: {:?}",
+            std::fs::read_to_string(folder.join("log"))
+        );
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    process
+}
+
+pub async fn connect(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move {
+            tokio::net::UnixStream::connect(socket)
+                .await
+                .map(hyper_util::rt::TokioIo::new)
+        }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .unwrap()
+}
+
+pub fn loops_below(folder: &Path) -> Vec<String> {
+    let root = folder.display().to_string();
+    let Ok(entries) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|e| {
+            std::fs::read_to_string(e.path().join("loop/backing_file")).is_ok_and(|f| f.starts_with(&root))
+        })
+        .map(|e| format!("/dev/{}", e.file_name().to_string_lossy()))
+        .collect()
+}
+
+pub fn mounts_below(folder: &Path) -> usize {
+    let root = folder.display().to_string();
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .filter(|l| l.contains(&root))
+        .count()
+}
+
+pub fn capability(fs: Option<&str>) -> pb::VolumeCapability {
+    use pb::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+    let access = match fs {
+        Some(fs) => AccessType::Mount(MountVolume {
+            fs_type: fs.to_owned(),
+            ..MountVolume::default()
+        }),
+        None => AccessType::Block(BlockVolume {}),
+    };
+    let mode = pb::volume_capability::access_mode::Mode::SingleNodeWriter.into();
+    pb::VolumeCapability {
+        access_type: Some(access),
+        access_mode: Some(AccessMode { mode }),
+    }
+}
+
+pub fn create(
+    name: &str,
+    fs: Option<&str>,
+    required_bytes: i64,
+    limit_bytes: i64,
+) -> pb::CreateVolumeRequest {
+    pb::CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(pb::CapacityRange {
+            required_bytes,
+            limit_bytes,
+        }),
+        volume_capabilities: vec![capability(fs)],
+        ..pb::CreateVolumeRequest::default()
+    }
+}
+
+/// A volume's calls, in the form in which kubelet and the sidecars send them.
+pub struct Volume<'a> {
+    pub driver: &'a Driver,
+    pub id: String,
+    pub fs: Option<&'a str>,
+    pub context: std::collections::HashMap<String, String>,
+}
+
+impl<'a> Volume<'a> {
+    pub async fn made(driver: &'a Driver, fs: Option<&'a str>, bytes: i64) -> Self {
+        let mut controller = ControllerClient::new(driver.channel().await);
+        let volume = controller
+            .create_volume(create("pvc-1", fs, bytes, 0))
+            .await
+            .unwrap()
+            .into_inner()
+            .volume
+            .unwrap();
+        Self {
+            driver,
+            id: volume.volume_id,
+            fs,
+            context: std::collections::HashMap::new(),
+        }
+    }
+
+    pub async fn attach(&mut self) -> Result<(), tonic::Status> {
+        let request = pb::ControllerPublishVolumeRequest {
+            volume_id: self.id.clone(),
+            node_id: String::from("n1"),
+            volume_capability: Some(capability(self.fs)),
+            ..Default::default()
+        };
+        let reply = ControllerClient::new(self.driver.channel().await)
+            .controller_publish_volume(request)
+            .await?;
+        self.context = reply.into_inner().publish_context;
+        Ok(())
+    }
+
+    pub async fn stage(&self) -> Result<(), tonic::Status> {
+        std::fs::create_dir_all(self.driver.path("stage")).unwrap();
+        let request = pb::NodeStageVolumeRequest {
+            volume_id: self.id.clone(),
+            publish_context: self.context.clone(),
+            staging_target_path: self.driver.path("stage"),
+            volume_capability: Some(capability(self.fs)),
+            ..Default::default()
+        };
+        NodeClient::new(self.driver.channel().await)
+            .node_stage_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn publish(&self, target: &str, readonly: bool) -> Result<(), tonic::Status> {
+        let request = pb::NodePublishVolumeRequest {
+            volume_id: self.id.clone(),
+            publish_context: self.context.clone(),
+            staging_target_path: self.driver.path("stage"),
+            target_path: self.driver.path(target),
+            volume_capability: Some(capability(self.fs)),
+            readonly,
+            ..Default::default()
+        };
+        NodeClient::new(self.driver.channel().await)
+            .node_publish_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn unpublish(&self, target: &str) -> Result<(), tonic::Status> {
+        let request = pb::NodeUnpublishVolumeRequest {
+            volume_id: self.id.clone(),
+            target_path: self.driver.path(target),
+        };
+        NodeClient::new(self.driver.channel().await)
+            .node_unpublish_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn unstage(&self) -> Result<(), tonic::Status> {
+        let request = pb::NodeUnstageVolumeRequest {
+            volume_id: self.id.clone(),
+            staging_target_path: self.driver.path("stage"),
+        };
+        NodeClient::new(self.driver.channel().await)
+            .node_unstage_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn detach(&self) -> Result<(), tonic::Status> {
+        let request = pb::ControllerUnpublishVolumeRequest {
+            volume_id: self.id.clone(),
+            node_id: String::from("n1"),
+            ..Default::default()
+        };
+        ControllerClient::new(self.driver.channel().await)
+            .controller_unpublish_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn delete(&self) -> Result<(), tonic::Status> {
+        let request = pb::DeleteVolumeRequest {
+            volume_id: self.id.clone(),
+            ..Default::default()
+        };
+        ControllerClient::new(self.driver.channel().await)
+            .delete_volume(request)
+            .await
+            .map(drop)
+    }
+
+    pub async fn gone(&self) {
+        self.unpublish("target").await.unwrap();
+        self.unstage().await.unwrap();
+        self.detach().await.unwrap();
+        self.delete().await.unwrap();
+        nothing_left(self.driver);
+    }
+}
+
+pub fn nothing_left(driver: &Driver) {
+    assert_eq!(loops_below(driver.folder.path()), Vec::<String>::new());
+    assert_eq!(mounts_below(driver.folder.path()), 0);
+    let left: Vec<_> = std::fs::read_dir(driver.folder.path().join("data/volumes"))
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+pub fn wait_code<T>(result: Result<T, tonic::Status>) -> Code {
+    result.err().map_or(Code::Ok, |status| {
+        assert!(!status.message().is_empty(), "an error without a message");
+        status.code()
+    })
+}
+
+/// A name, and what it does.
+pub type Case = (&'static str, fn() -> Result<(), Failed>);
+
+/// Runs cases; without what they need they are ignored, with the reason, except where CI has to have it.
+pub fn run_cases(cases: Vec<Case>) -> ! {
+    let arguments = Arguments::from_args();
+    let reason = missing();
+    if let Some(reason) = &reason {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "CI must not skip these: {reason}"
+        );
+        eprintln!("ignored: {reason}");
+    }
+    let trials = cases
+        .into_iter()
+        .map(|(name, body)| Trial::test(name, body).with_ignored_flag(reason.is_some()))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+pub fn run(body: impl Future<Output = ()>) -> Result<(), Failed> {
+    Runtime::new()?.block_on(body);
+    Ok(())
+}
+
+pub fn blocking(body: impl FnOnce()) -> Result<(), Failed> {
+    body();
+    Ok(())
+}
+
+/// What these tests need and this machine does not have.
+fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some(String::from("root is needed for loop devices and mounts"));
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some(String::from("there is no /dev/loop-control"));
+    }
+    let tools = ["mke2fs", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs"];
+    let there = |tool: &&&str| {
+        ["/usr/sbin", "/sbin", "/usr/bin"]
+            .iter()
+            .any(|folder| Path::new(folder).join(tool).exists())
+    };
+    let absent: Vec<_> = tools.iter().filter(|t| !there(t)).collect();
+    (!absent.is_empty()).then(|| format!("{absent:?} are missing: `cargo e2e doctor` names their packages"))
+}
