@@ -84,7 +84,7 @@ fn backend(root: &Path) -> Result<Vec<(String, String)>, ClusterError> {
 }
 
 /// The kernel's loop devices: number, backing file if one is attached, read-only flag.
-fn loops() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
+pub(super) fn loops() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
     let sys = Path::new("/sys/block");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(sys).map_err(at(sys, "read"))? {

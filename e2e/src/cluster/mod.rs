@@ -12,6 +12,7 @@ pub mod label;
 pub mod node;
 pub mod node_image;
 mod node_rootfs;
+pub mod observe;
 pub mod packages;
 pub mod process;
 pub mod tools;

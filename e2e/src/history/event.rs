@@ -1,4 +1,6 @@
 //! An event, as it stands in `events.jsonl`: the only source of every report.
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// How a scenario ended; the worse, the greater.
@@ -17,20 +19,14 @@ pub enum Outcome {
     Failed,
 }
 
-/// The life of a volume on a node, in the specification's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum VolumeState {
-    /// There is no such volume.
-    None,
-    /// The volume exists.
-    Created,
-    /// It is attached to the node.
-    NodeReady,
-    /// It is staged there.
-    VolReady,
-    /// A pod has it.
-    Published,
+/// Whether a thing is there (or changed) or went away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// It is there; for objects also: it changed.
+    Present,
+    /// It is gone.
+    Gone,
 }
 
 /// One event.
@@ -84,14 +80,39 @@ pub enum What {
         /// How long.
         took_ms: u64,
     },
-    /// A volume is in another state on a node.
-    Volume {
-        /// The volume's PV.
-        pv: String,
+    /// An object of the API was seen, by a watch.
+    Object {
+        /// There or gone.
+        change: Change,
+        /// Its kind.
+        kind: String,
+        /// Its namespace, where it has one.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What a verdict may need of it.
+        facts: BTreeMap<String, String>,
+    },
+    /// A mount of a CSI volume appeared on a node or went away.
+    Mount {
+        /// There or gone.
+        change: Change,
         /// The node.
         node: String,
-        /// The state.
-        state: VolumeState,
+        /// The mount point.
+        path: String,
+        /// What is mounted.
+        source: String,
+    },
+    /// A loop device over a file of the backend appeared or went away.
+    Loop {
+        /// There or gone.
+        change: Change,
+        /// Its number.
+        number: u32,
+        /// The file.
+        backing: String,
     },
     /// A fault: held, injected, took effect, healed.
     Fault {
@@ -143,14 +164,15 @@ mod tests {
         let event = Event {
             at_ms: 18_204,
             scenario: Some(String::from("lifecycle-ext4")),
-            what: What::Volume {
-                pv: String::from("pvc-1"),
+            what: What::Mount {
+                change: Change::Gone,
                 node: String::from("w1"),
-                state: VolumeState::NodeReady,
+                path: String::from("/p"),
+                source: String::from("/dev/loop0"),
             },
         };
         let line = serde_json::to_string(&event).unwrap();
-        assert!(line.contains("NODE_READY"), "{line}");
+        assert!(line.contains(r#""event":"mount","change":"gone""#), "{line}");
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
     }
 }

@@ -1,8 +1,10 @@
 //! What happened: one stream of events, on disk before anything is made of it.
 mod event;
+mod query;
 mod reader;
 mod writer;
 
-pub use event::{Event, Outcome, VolumeState, What};
+pub use event::{Change, Event, Outcome, What};
+pub use query::{Owned, Step, Transition, folder_of, owned_by, transitions};
 pub use reader::{HistoryError, read};
 pub use writer::Recorder;

@@ -19,18 +19,26 @@ pub struct Finding {
     pub seen: String,
 }
 
-/// Every finding, the worst first. `events` are those of one scenario.
-pub fn judge(events: &[Event], diff: &Diff, except: &[String]) -> Vec<Finding> {
+/// Every finding, the worst first. `events` are those of one scenario; `observed` are all of the run, of which the volumes
+/// of `namespace` are looked at.
+pub fn judge(
+    events: &[Event],
+    observed: &[Event],
+    namespace: &str,
+    diff: &Diff,
+    except: &[String],
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let wanted = |name: &str| !except.iter().any(|e| e == name);
     if wanted("lifecycle") {
-        findings.extend(lifecycle::check(events));
+        findings.extend(lifecycle::check(observed, namespace));
     }
     if wanted("acknowledged-data") {
         findings.extend(acknowledged_data::check(events));
     }
     if wanted("single-writer") {
         findings.extend(single_writer::check(events));
+        findings.extend(single_writer::check_nodes(observed, namespace));
     }
     if wanted("no-leak") {
         findings.extend(no_leak::check(diff));

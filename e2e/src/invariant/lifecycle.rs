@@ -1,52 +1,147 @@
-//! A volume's state on a node moves one way up, and one way down.
-use std::collections::BTreeMap;
-
+//! Every volume goes CREATED, NODE_READY, VOL_READY, PUBLISHED and back, in this order, by what was observed.
 use super::check::Finding;
-use crate::history::{Event, Outcome, VolumeState, What};
+use crate::history::{Event, Outcome, Owned, Step, Transition, owned_by, transitions};
 
-/// Between two looks several steps may be taken, so a state may be missing, but none may come in the wrong order: after
-/// a way down has begun, a volume goes up again only from where a new attachment begins.
-pub(super) fn check(events: &[Event]) -> Vec<Finding> {
-    let mut lives: BTreeMap<(&str, &str), Vec<VolumeState>> = BTreeMap::new();
-    for event in events {
-        if let What::Volume { pv, node, state } = &event.what {
-            lives.entry((pv, node)).or_default().push(*state);
-        }
-    }
-    lives
+/// API and kernel are seen by different watches: what both show within this time has no order.
+const SAME_MS: u64 = 300;
+
+pub(super) fn check(observed: &[Event], namespace: &str) -> Vec<Finding> {
+    owned_by(observed, namespace)
         .iter()
-        .filter_map(|((pv, node), states)| wrong(states).map(|seen| finding(pv, node, &seen)))
+        .filter_map(|volume| {
+            let seen = transitions(observed, volume);
+            wrong(volume, &seen).map(|why| finding(volume, &why, &seen))
+        })
         .collect()
 }
 
-fn wrong(states: &[VolumeState]) -> Option<String> {
-    let after_none = states
-        .iter()
-        .position(|s| *s == VolumeState::None)
-        .map(|at| &states[at + 1..]);
-    match after_none {
-        Some(rest) if !rest.is_empty() => Some(format!("{states:?}: a volume that was gone came back")),
-        Some(_) | None => None,
+/// The first thing that is out of order.
+fn wrong(volume: &Owned, seen: &[Transition]) -> Option<String> {
+    for (index, now) in seen.iter().enumerate() {
+        let near = |wanted: &dyn Fn(&Step) -> bool| {
+            seen.iter()
+                .any(|t| t.at_ms.abs_diff(now.at_ms) <= SAME_MS && wanted(&t.step))
+        };
+        let past = seen.get(..index).unwrap_or_default();
+        // Whether `up` is there by now: it happened, and its opposite did not happen after it.
+        let holds = |up: &dyn Fn(&Step) -> bool| {
+            let done = past.iter().rposition(|t| up(&t.step));
+            let undone = past.iter().rposition(|t| up(&t.step.opposite()));
+            done.is_some() && done > undone
+        };
+        let needs = |up: &dyn Fn(&Step) -> bool, what: &str| {
+            (!holds(up) && !near(up)).then(|| format!("{} without {what}", now.step))
+        };
+        let excludes = |up: &dyn Fn(&Step) -> bool, what: &str| {
+            let undone_now = near(&|step| up(&step.opposite()));
+            (holds(up) && !undone_now).then(|| format!("{} while {what}", now.step))
+        };
+        let staged_on = |node: &str| {
+            let node = node.to_owned();
+            move |step: &Step| matches!(step, Step::Staged(on) if *on == node || volume.block)
+        };
+        let problem = match &now.step {
+            Step::Created => past
+                .iter()
+                .any(|t| t.step == Step::Deleted)
+                .then(|| String::from("a volume that was gone came back")),
+            Step::Attached(_) => needs(&|step| *step == Step::Created, "CREATED"),
+            Step::Staged(node) => needs(
+                &|step| matches!(step, Step::Attached(on) if on == node || volume.block),
+                "NODE_READY",
+            ),
+            Step::Published(node, _) => needs(&staged_on(node), "VOL_READY"),
+            Step::Unpublished(..) => None,
+            Step::Unstaged(node) => excludes(
+                &|step| matches!(step, Step::Published(on, _) if on == node || volume.block),
+                "PUBLISHED",
+            ),
+            Step::Detached(node) => excludes(&staged_on(node), "VOL_READY"),
+            Step::Deleted => excludes(&|step| matches!(step, Step::Attached(_)), "NODE_READY"),
+        };
+        if problem.is_some() {
+            return problem;
+        }
     }
+    None
 }
 
-fn finding(pv: &str, node: &str, seen: &str) -> Finding {
+fn finding(volume: &Owned, why: &str, seen: &[Transition]) -> Finding {
+    let steps: Vec<String> = seen
+        .iter()
+        .map(|t| format!("+{}.{:03} s {}", t.at_ms / 1000, t.at_ms % 1000, t.step))
+        .collect();
     Finding {
         invariant: "lifecycle",
         outcome: Outcome::Failed,
-        expected: format!("{pv} on {node} goes CREATED, NODE_READY, VOL_READY, PUBLISHED and back, once"),
-        seen: seen.to_owned(),
+        expected: format!(
+            "{} goes CREATED, NODE_READY, VOL_READY, PUBLISHED and back, in order",
+            volume.pv
+        ),
+        seen: format!("{why}: {}", steps.join(", ")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
+    fn life(steps: &[Step]) -> Vec<Transition> {
+        let at = |index: usize| 1000 * (index as u64 + 1);
+        steps
+            .iter()
+            .enumerate()
+            .map(|(i, step)| Transition {
+                at_ms: at(i),
+                step: step.clone(),
+            })
+            .collect()
+    }
+
+    fn whole() -> Vec<Step> {
+        let (n, p) = (|| String::from("w1"), || String::from("/p"));
+        vec![
+            Step::Created,
+            Step::Attached(n()),
+            Step::Staged(n()),
+            Step::Published(n(), p()),
+            Step::Unpublished(n(), p()),
+            Step::Unstaged(n()),
+            Step::Detached(n()),
+            Step::Deleted,
+        ]
+    }
+
     #[test]
-    fn a_volume_that_comes_back_is_found() {
-        use VolumeState::{Created, None, Published};
-        assert!(wrong(&[Created, Published, Created, None]).is_none());
-        assert!(wrong(&[Created, None, Created]).is_some());
+    fn a_whole_life_is_in_order() {
+        assert_eq!(wrong(&Owned::default(), &life(&whole())), None);
+    }
+
+    #[rstest]
+    #[case::never_attached(1, "VOL_READY(w1) without NODE_READY")]
+    #[case::never_staged(2, "PUBLISHED(w1) without VOL_READY")]
+    #[case::not_unpublished(4, "back to NODE_READY(w1) while PUBLISHED")]
+    #[case::not_unstaged(5, "back to CREATED(w1) while VOL_READY")]
+    #[case::not_detached(6, "gone while NODE_READY")]
+    fn a_step_that_is_missing_is_named(#[case] missing: usize, #[case] says: &str) {
+        let mut steps = whole();
+        steps.remove(missing);
+        assert_eq!(wrong(&Owned::default(), &life(&steps)).as_deref(), Some(says));
+    }
+
+    #[test]
+    fn what_two_watches_show_at_once_has_no_order() {
+        let mut seen = life(&whole());
+        seen.swap(1, 2);
+        assert!(wrong(&Owned::default(), &seen).is_some());
+        for (t, at_ms) in seen
+            .iter_mut()
+            .zip([1000, 2000, 2100, 4000, 5000, 6000, 7000, 8000])
+        {
+            t.at_ms = at_ms;
+        }
+        assert_eq!(wrong(&Owned::default(), &seen), None);
     }
 }

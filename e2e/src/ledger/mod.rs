@@ -9,6 +9,7 @@ mod objects;
 
 pub use diff::{Diff, diff};
 pub use entry::{Entry, Kind, Ledger};
+pub use mounts::{CsiMount, csi_mounts};
 pub use objects::Object;
 
 use serde::{Deserialize, Serialize};

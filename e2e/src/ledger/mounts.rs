@@ -1,38 +1,65 @@
 //! Mounts of CSI volumes in a node's mountinfo.
 use super::entry::{Entry, Kind};
 
-const PLACES: [&str; 2] = ["/volumes/kubernetes.io~csi/", "/plugins/kubernetes.io/csi/"];
+const PLACES: [&str; 3] = [
+    "/volumes/kubernetes.io~csi/",
+    "/volumeDevices/",
+    "/plugins/kubernetes.io/csi/",
+];
 
-/// The entries of a node's mountinfo; a place that is mounted twice counts twice.
-pub(super) fn entries(node: &str, mountinfo: &str) -> Vec<Entry> {
+/// A mount that CSI made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CsiMount {
+    /// The mount point.
+    pub path: String,
+    /// How many mounts of the same place lie below it.
+    pub layer: u32,
+    /// The filesystem.
+    pub fs: String,
+    /// What is mounted.
+    pub source: String,
+}
+
+/// The mounts of CSI volumes in a mountinfo, in its order.
+pub fn csi_mounts(mountinfo: &str) -> Vec<CsiMount> {
     let mut seen: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
     mountinfo
         .lines()
         .filter_map(|line| {
             let fields: Vec<_> = line.split(' ').collect();
-            let place = unescape(fields.get(4)?);
-            let blocks = ["/volumeDevices/", "/volumes/kubernetes.io~csi/"]
-                .iter()
-                .any(|p| place.contains(p));
-            if !blocks && !PLACES.iter().any(|p| place.contains(p)) {
+            let path = unescape(fields.get(4)?);
+            if !PLACES.iter().any(|place| path.contains(place)) {
                 return None;
             }
             let dash = fields.iter().position(|f| *f == "-")?;
-            let kind = fields.get(dash + 1).unwrap_or(&"?");
-            let source = fields.get(dash + 2).unwrap_or(&"?");
-            let layer = seen.entry(place.clone()).or_insert(0);
+            let layer = seen.entry(path.clone()).or_insert(0);
             *layer += 1;
-            let layer = if *layer > 1 {
-                format!(", layer {layer}")
+            Some(CsiMount {
+                layer: *layer,
+                path,
+                fs: (*fields.get(dash + 1)?).to_owned(),
+                source: unescape(fields.get(dash + 2)?),
+            })
+        })
+        .collect()
+}
+
+/// The entries of a node's mountinfo; a place that is mounted twice counts twice.
+pub(super) fn entries(node: &str, mountinfo: &str) -> Vec<Entry> {
+    csi_mounts(mountinfo)
+        .into_iter()
+        .map(|mount| {
+            let layer = if mount.layer > 1 {
+                format!(", layer {}", mount.layer)
             } else {
                 String::new()
             };
-            Some(Entry {
+            Entry {
                 kind: Kind::Mount,
-                owner: format!("{kind} on {source}"),
-                name: format!("{place}{layer}"),
+                owner: format!("{} on {}", mount.fs, mount.source),
+                name: format!("{}{layer}", mount.path),
                 place: node.to_owned(),
-            })
+            }
         })
         .collect()
 }

@@ -85,7 +85,9 @@ pub fn fold(events: &[Event]) -> Summary {
             What::RunEnded { took_ms } => summary.took_ms = *took_ms,
             What::ScenarioStarted
             | What::Phase { .. }
-            | What::Volume { .. }
+            | What::Object { .. }
+            | What::Mount { .. }
+            | What::Loop { .. }
             | What::Fault { .. }
             | What::Blocks { .. }
             | What::Difference { .. } => {}

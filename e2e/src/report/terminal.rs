@@ -38,7 +38,9 @@ pub fn line(event: &Event) -> Option<String> {
         | What::Step { .. }
         | What::Phase { .. }
         | What::Waited { .. }
-        | What::Volume { .. }
+        | What::Object { .. }
+        | What::Mount { .. }
+        | What::Loop { .. }
         | What::Blocks { .. }
         | What::Difference { .. }
         | What::RunEnded { .. } => None,

@@ -45,8 +45,6 @@ pub(super) struct Run {
 pub(super) enum ActError {
     #[error(transparent)]
     Workload(#[from] WorkloadError),
-    #[error("expected {expected}; seen {seen}")]
-    Unmet { expected: String, seen: String },
     #[error(transparent)]
     Wait(#[from] WaitError),
     #[error("{}", chain(.0))]
@@ -61,9 +59,9 @@ impl ActError {
     /// A fault that missed, a cluster that cannot be read: nothing was proved. All else is the subject's.
     fn outcome(&self) -> Outcome {
         match self {
-            Self::Workload(WorkloadError::Wait { .. } | WorkloadError::Unmet { .. })
-            | Self::Unmet { .. }
-            | Self::Wait(_) => Outcome::Failed,
+            Self::Workload(WorkloadError::Wait { .. } | WorkloadError::Unmet { .. }) | Self::Wait(_) => {
+                Outcome::Failed
+            }
             Self::Workload(WorkloadError::Api { .. } | WorkloadError::Cluster(_))
             | Self::Fault(_)
             | Self::Cluster(_)
@@ -282,11 +280,12 @@ impl Runner {
             Err(error) => found.push((Outcome::Broken, format!("the history cannot be read: {error}"))),
             Ok(events) => {
                 let own: Vec<_> = events
-                    .into_iter()
+                    .iter()
                     .filter(|e| e.scenario.as_deref() == Some(name))
+                    .cloned()
                     .collect();
                 let except: Vec<_> = run.scenario.except.iter().map(|e| e.invariant.clone()).collect();
-                for finding in invariant::judge(&own, diff, &except) {
+                for finding in invariant::judge(&own, &events, &run.context.namespace, diff, &except) {
                     let text = format!(
                         "invariant {}\nexpected  {}\nseen      {}",
                         finding.invariant, finding.expected, finding.seen

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use super::execute::{Runner, chain};
 use super::settle;
+use crate::cluster::observe;
 use crate::history::{Outcome, What};
 use crate::ledger::Ledger;
 use crate::scenario::Scenario;
@@ -16,6 +17,8 @@ const WHOLE: &str = "whole-run-ledger";
 
 /// Runs all of them, `repeat` times, at the most `jobs` at once; then compares everything with what was there before.
 pub async fn run_all(runner: &Runner, scenarios: &[Scenario], jobs: usize, repeat: u32) {
+    // Until it is dropped at the end.
+    let _observers = observe::start(&runner.client, &runner.cluster, &runner.recorder).await;
     let before = settle::look(&runner.cluster, &runner.client).await;
     for round in 1..=repeat {
         let name = |s: &Scenario| {

@@ -2,14 +2,12 @@
 pub mod blocks;
 mod claim;
 mod context;
-mod observe;
 mod pod;
 mod spec;
 mod stateful_set;
 
 pub use claim::{Claim, create_claim, pre_provisioned};
 pub use context::{Context, WorkloadError};
-pub use observe::{Observer, staging_folder};
 pub use pod::{Consumer, Placement, create_pod};
 pub use spec::{Access, Binding, Mode, VolumeSpec, Workload};
 pub use stateful_set::Moving;

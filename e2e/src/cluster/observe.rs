@@ -1,0 +1,318 @@
+//! Watches the API and every node's mounts, and writes what it sees into the history.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
+
+use futures::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
+use kube::runtime::watcher::{self, Event as Seen, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use super::kind::Cluster;
+use super::{chart, facts};
+use crate::clock::Limit;
+use crate::history::{Change, Recorder, What};
+use crate::ledger::{CsiMount, csi_mounts};
+
+type Facts = BTreeMap<String, String>;
+
+/// Starts watching; it ends when the returned set is dropped.
+pub async fn start(client: &Client, cluster: &Cluster, recorder: &Recorder) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let (c, r) = (client, recorder);
+    tasks.spawn(watch::<PersistentVolume>(c.clone(), r.clone(), pv_facts));
+    tasks.spawn(watch::<PersistentVolumeClaim>(c.clone(), r.clone(), pvc_facts));
+    tasks.spawn(watch::<VolumeAttachment>(c.clone(), r.clone(), attachment_facts));
+    tasks.spawn(watch::<Pod>(c.clone(), r.clone(), pod_facts));
+    tasks.spawn(watch::<CSINode>(c.clone(), r.clone(), csi_node_facts));
+    tasks.spawn(watch::<Lease>(c.clone(), r.clone(), lease_facts));
+    tasks.spawn(loops(facts::roots(cluster), recorder.clone()));
+    for node in &cluster.nodes {
+        let inspect = cluster
+            .docker
+            .command()
+            .args(["inspect", "--format", "{{.State.Pid}}", node]);
+        match crate::command::run(&inspect).await {
+            Ok(output) => {
+                let path = format!("/proc/{}/mountinfo", output.stdout.trim());
+                tasks.spawn(mounts(node.clone(), path, recorder.clone()));
+            }
+            Err(error) => eprintln!("warning: the mounts of {node} are not observed: {error}"),
+        }
+    }
+    tasks
+}
+
+async fn watch<K>(client: Client, recorder: Recorder, facts: fn(&K) -> Option<Facts>)
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K::DynamicType: Default,
+{
+    let kind = K::kind(&K::DynamicType::default()).into_owned();
+    let mut known: BTreeMap<String, (K, Facts)> = BTreeMap::new();
+    let mut listed: BTreeSet<String> = BTreeSet::new();
+    let tell = |change, object: &K, facts: Facts| {
+        recorder.record(
+            None,
+            What::Object {
+                change,
+                kind: kind.clone(),
+                namespace: object.namespace().unwrap_or_default(),
+                name: object.name_any(),
+                facts,
+            },
+        );
+    };
+    let mut stream = std::pin::pin!(watcher(Api::<K>::all(client), watcher::Config::default()));
+    while let Some(seen) = stream.next().await {
+        match seen {
+            Ok(Seen::Apply(object) | Seen::InitApply(object)) => {
+                let Some(now) = facts(&object) else {
+                    continue;
+                };
+                let uid = object.uid().unwrap_or_default();
+                listed.insert(uid.clone());
+                // Most writes change nothing that a verdict needs, such as a heartbeat.
+                if known.get(&uid).is_none_or(|(_, before)| *before != now) {
+                    tell(Change::Present, &object, now.clone());
+                }
+                known.insert(uid, (object, now));
+            }
+            Ok(Seen::Delete(object)) => {
+                if let Some((_, before)) = known.remove(&object.uid().unwrap_or_default()) {
+                    tell(Change::Gone, &object, before);
+                }
+            }
+            Ok(Seen::Init) => listed.clear(),
+            Ok(Seen::InitDone) => {
+                let gone: Vec<String> = known
+                    .keys()
+                    .filter(|uid| !listed.contains(*uid))
+                    .cloned()
+                    .collect();
+                for uid in gone {
+                    if let Some((object, before)) = known.remove(&uid) {
+                        tell(Change::Gone, &object, before);
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, kind, "the watch is taken up again"),
+        }
+    }
+}
+
+fn common<K: Resource>(object: &K) -> Facts {
+    let mut facts = Facts::new();
+    if object.meta().deletion_timestamp.is_some() {
+        facts.insert("deleting".into(), "true".into());
+    }
+    if !object.finalizers().is_empty() {
+        facts.insert("finalizers".into(), object.finalizers().join(","));
+    }
+    facts
+}
+
+fn put(facts: &mut Facts, key: &str, value: Option<impl ToString>) {
+    if let Some(value) = value {
+        facts.insert(key.into(), value.to_string());
+    }
+}
+
+fn pv_facts(pv: &PersistentVolume) -> Option<Facts> {
+    let spec = pv.spec.as_ref()?;
+    let csi = spec.csi.as_ref().filter(|csi| csi.driver == chart::DRIVER_NAME)?;
+    let mut facts = common(pv);
+    facts.insert("handle".into(), csi.volume_handle.clone());
+    put(
+        &mut facts,
+        "claim",
+        spec.claim_ref.as_ref().map(|claim| {
+            format!(
+                "{}/{}",
+                claim.namespace.as_deref().unwrap_or_default(),
+                claim.name.as_deref().unwrap_or_default()
+            )
+        }),
+    );
+    put(
+        &mut facts,
+        "phase",
+        pv.status.as_ref().and_then(|status| status.phase.clone()),
+    );
+    put(&mut facts, "mode", spec.volume_mode.clone());
+    Some(facts)
+}
+
+fn pvc_facts(pvc: &PersistentVolumeClaim) -> Option<Facts> {
+    pvc.namespace().filter(|namespace| namespace.starts_with("hf-"))?;
+    let mut facts = common(pvc);
+    put(
+        &mut facts,
+        "phase",
+        pvc.status.as_ref().and_then(|status| status.phase.clone()),
+    );
+    put(
+        &mut facts,
+        "pv",
+        pvc.spec.as_ref().and_then(|spec| spec.volume_name.clone()),
+    );
+    Some(facts)
+}
+
+fn attachment_facts(attachment: &VolumeAttachment) -> Option<Facts> {
+    if attachment.spec.attacher != chart::DRIVER_NAME {
+        return None;
+    }
+    let mut facts = common(attachment);
+    put(
+        &mut facts,
+        "pv",
+        attachment.spec.source.persistent_volume_name.clone(),
+    );
+    facts.insert("node".into(), attachment.spec.node_name.clone());
+    if let Some(status) = &attachment.status {
+        facts.insert("attached".into(), status.attached.to_string());
+        put(
+            &mut facts,
+            "error",
+            status
+                .attach_error
+                .as_ref()
+                .and_then(|error| error.message.clone()),
+        );
+    }
+    Some(facts)
+}
+
+fn pod_facts(pod: &Pod) -> Option<Facts> {
+    pod.namespace()
+        .filter(|namespace| namespace.starts_with("hf-") || namespace == chart::NAMESPACE)?;
+    let mut facts = common(pod);
+    put(
+        &mut facts,
+        "node",
+        pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+    );
+    if let Some(status) = &pod.status {
+        put(&mut facts, "phase", status.phase.clone());
+        let restarts: i32 = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .map(|container| container.restart_count)
+            .sum();
+        facts.insert("restarts".into(), restarts.to_string());
+    }
+    Some(facts)
+}
+
+fn csi_node_facts(node: &CSINode) -> Option<Facts> {
+    let mut facts = Facts::new();
+    let registered = node
+        .spec
+        .drivers
+        .iter()
+        .any(|driver| driver.name == chart::DRIVER_NAME);
+    facts.insert("registered".into(), registered.to_string());
+    Some(facts)
+}
+
+fn lease_facts(lease: &Lease) -> Option<Facts> {
+    lease
+        .namespace()
+        .filter(|namespace| namespace == chart::NAMESPACE)?;
+    let mut facts = Facts::new();
+    put(
+        &mut facts,
+        "holder",
+        lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()),
+    );
+    Some(facts)
+}
+
+/// Follows one node's mounts. The kernel wakes a reader of mountinfo at every change of its mount namespace.
+async fn mounts(node: String, path: String, recorder: Recorder) {
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) => return eprintln!("warning: the mounts of {node} are not observed: {error}"),
+    };
+    let mut known: BTreeSet<CsiMount> = BTreeSet::new();
+    loop {
+        let mut text = String::new();
+        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        if let Err(error) = read {
+            // The node's first process is gone: the node was restarted or removed.
+            return tracing::debug!(%error, node, "its mounts are no longer observed");
+        }
+        let now: BTreeSet<CsiMount> = csi_mounts(&text).into_iter().collect();
+        let changed = |change, mount: &CsiMount| {
+            recorder.record(
+                None,
+                What::Mount {
+                    change,
+                    node: node.clone(),
+                    path: mount.path.clone(),
+                    source: mount.source.clone(),
+                },
+            );
+        };
+        known
+            .difference(&now)
+            .for_each(|mount| changed(Change::Gone, mount));
+        now.difference(&known)
+            .for_each(|mount| changed(Change::Present, mount));
+        known = now;
+        let woken = tokio::task::spawn_blocking(move || {
+            wait_for_change(&file);
+            file
+        });
+        match woken.await {
+            Ok(back) => file = back,
+            Err(error) => return tracing::debug!(%error, node, "its mounts are no longer observed"),
+        }
+    }
+}
+
+/// Should a wake-up be lost, or the wait fail, the next look is half a second away.
+fn wait_for_change(file: &File) {
+    let mut wanted = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+    // A signal in between only means to look earlier.
+    let _ = poll(&mut wanted, PollTimeout::from(500u16));
+}
+
+/// Follows the loop devices over the backend's files: sysfs wakes nobody, so it is looked at again and again.
+async fn loops(roots: Vec<String>, recorder: Recorder) {
+    let mut known: BTreeSet<(u32, String)> = BTreeSet::new();
+    let mut ticks = tokio::time::interval(Limit::LOOK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // What cannot be read now is read at the next look.
+        let Ok(all) = facts::loops() else { continue };
+        let now: BTreeSet<(u32, String)> = all
+            .into_iter()
+            .filter_map(|(number, backing, _)| Some((number, backing?)))
+            .filter(|(_, backing)| roots.iter().any(|root| backing.starts_with(root.as_str())))
+            .collect();
+        let changed = |change, (number, backing): &(u32, String)| {
+            recorder.record(
+                None,
+                What::Loop {
+                    change,
+                    number: *number,
+                    backing: backing.clone(),
+                },
+            );
+        };
+        known.difference(&now).for_each(|one| changed(Change::Gone, one));
+        now.difference(&known)
+            .for_each(|one| changed(Change::Present, one));
+        known = now;
+    }
+}

@@ -1,0 +1,184 @@
+//! Questions to a history: which volumes a namespace owns, and how they moved through their states.
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use super::event::{Change, Event, What};
+
+/// A volume as the API names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    /// Its PV.
+    pub pv: String,
+    /// The driver's id.
+    pub handle: String,
+    /// Whether it is a raw device.
+    pub block: bool,
+}
+
+/// One step of a volume's life. Up: created, attached, staged, published; down: the reverse.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// The PV is there: CREATED.
+    Created,
+    /// The attachment to a node is confirmed: NODE_READY.
+    Attached(String),
+    /// It is staged on a node: VOL_READY. The loop device of a raw volume does not tell its node.
+    Staged(String),
+    /// A pod has it, by node and path: PUBLISHED.
+    Published(String, String),
+    /// The pod no longer has it: back to VOL_READY.
+    Unpublished(String, String),
+    /// It is no longer staged: back to NODE_READY.
+    Unstaged(String),
+    /// The attachment is gone: back to CREATED.
+    Detached(String),
+    /// The PV is gone.
+    Deleted,
+}
+
+impl Step {
+    /// The step that undoes this one, or that this one undoes.
+    pub fn opposite(&self) -> Self {
+        match self {
+            Self::Created => Self::Deleted,
+            Self::Deleted => Self::Created,
+            Self::Attached(node) => Self::Detached(node.clone()),
+            Self::Detached(node) => Self::Attached(node.clone()),
+            Self::Staged(node) => Self::Unstaged(node.clone()),
+            Self::Unstaged(node) => Self::Staged(node.clone()),
+            Self::Published(node, path) => Self::Unpublished(node.clone(), path.clone()),
+            Self::Unpublished(node, path) => Self::Published(node.clone(), path.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created => f.write_str("CREATED"),
+            Self::Attached(node) => write!(f, "NODE_READY({node})"),
+            Self::Staged(node) => write!(f, "VOL_READY({node})"),
+            Self::Published(node, _) => write!(f, "PUBLISHED({node})"),
+            Self::Unpublished(node, _) => write!(f, "back to VOL_READY({node})"),
+            Self::Unstaged(node) => write!(f, "back to NODE_READY({node})"),
+            Self::Detached(node) => write!(f, "back to CREATED({node})"),
+            Self::Deleted => f.write_str("gone"),
+        }
+    }
+}
+
+/// A step with its moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// Milliseconds since the run's start.
+    pub at_ms: u64,
+    /// The step.
+    pub step: Step,
+}
+
+/// Kubelet's staging folder is called by the SHA-256 of the volume's id.
+pub fn folder_of(handle: &str) -> String {
+    Sha256::digest(handle.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Volumes whose claim was ever in `namespace`.
+pub fn owned_by(events: &[Event], namespace: &str) -> Vec<Owned> {
+    let prefix = format!("{namespace}/");
+    let mut owned: BTreeMap<&str, Owned> = BTreeMap::new();
+    for event in events {
+        let What::Object {
+            kind, name, facts, ..
+        } = &event.what
+        else {
+            continue;
+        };
+        let fact = |key: &str| facts.get(key).map(String::as_str).unwrap_or_default();
+        if kind == "PersistentVolume" && fact("claim").starts_with(&prefix) {
+            owned.insert(
+                name,
+                Owned {
+                    pv: name.clone(),
+                    handle: fact("handle").to_owned(),
+                    block: fact("mode") == "Block",
+                },
+            );
+        }
+    }
+    owned.into_values().collect()
+}
+
+/// How `volume` moved, in the order seen; what a watch repeats counts once.
+pub fn transitions(events: &[Event], volume: &Owned) -> Vec<Transition> {
+    let folder = folder_of(&volume.handle);
+    let image = format!("/{}.img", volume.handle);
+    let mut there: BTreeSet<Step> = BTreeSet::new();
+    let mut found = Vec::new();
+    for event in events {
+        let Some(step) = step(&event.what, volume, &folder, &image) else {
+            continue;
+        };
+        there.remove(&step.opposite());
+        if there.insert(step.clone()) {
+            found.push(Transition {
+                at_ms: event.at_ms,
+                step,
+            });
+        }
+    }
+    found
+}
+
+fn step(what: &What, volume: &Owned, folder: &str, image: &str) -> Option<Step> {
+    let up = |change: &Change, step: Step| {
+        if *change == Change::Present {
+            step
+        } else {
+            step.opposite()
+        }
+    };
+    match what {
+        What::Object {
+            change, kind, name, ..
+        } if kind == "PersistentVolume" && *name == volume.pv => Some(up(change, Step::Created)),
+        What::Object {
+            change, kind, facts, ..
+        } if kind == "VolumeAttachment" && facts.get("pv") == Some(&volume.pv) => {
+            let node = facts.get("node").cloned().unwrap_or_default();
+            let attached = facts.get("attached").is_some_and(|attached| attached == "true");
+            (attached || *change == Change::Gone).then(|| up(change, Step::Attached(node)))
+        }
+        What::Mount {
+            change, node, path, ..
+        } => {
+            if !volume.block && path.ends_with("/globalmount") && path.contains(folder) {
+                return Some(up(change, Step::Staged(node.clone())));
+            }
+            let published = if volume.block {
+                path.contains(&format!("/volumeDevices/publish/{}/", volume.pv))
+            } else {
+                path.ends_with(&format!("/volumes/kubernetes.io~csi/{}/mount", volume.pv))
+            };
+            published.then(|| up(change, Step::Published(node.clone(), path.clone())))
+        }
+        What::Loop { change, backing, .. } if volume.block && backing.contains(image) => {
+            Some(up(change, Step::Staged(String::from("its node"))))
+        }
+        What::Object { .. }
+        | What::Loop { .. }
+        | What::RunStarted { .. }
+        | What::Step { .. }
+        | What::ScenarioStarted
+        | What::Phase { .. }
+        | What::Waited { .. }
+        | What::Fault { .. }
+        | What::Blocks { .. }
+        | What::Difference { .. }
+        | What::ScenarioEnded { .. }
+        | What::RunEnded { .. } => None,
+    }
+}
