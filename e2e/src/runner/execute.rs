@@ -15,7 +15,7 @@ use crate::history::{self, Outcome, Recorder, What};
 use crate::invariant;
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
-use crate::workload::{Claim, Context, WorkloadError, staging_folder};
+use crate::workload::{Claim, Context, WorkloadError};
 
 /// What every scenario of a run shares.
 #[derive(Clone)]
@@ -97,7 +97,7 @@ impl Run {
         self.owns(claim.pv.as_deref().unwrap_or_default());
         self.owns(volume);
         if !volume.is_empty() {
-            self.owns(&staging_folder(volume));
+            self.owns(&history::folder_of(volume));
         }
     }
 
