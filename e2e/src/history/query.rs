@@ -117,8 +117,14 @@ pub fn transitions(events: &[Event], volume: &Owned) -> Vec<Transition> {
     let folder = folder_of(&volume.handle);
     let image = format!("/{}.img", volume.handle);
     let mut there: BTreeSet<Step> = BTreeSet::new();
+    let mut alive: BTreeSet<&str> = BTreeSet::new();
     let mut found = Vec::new();
     for event in events {
+        follow(&mut alive, &event.what, &volume.handle);
+        // Kernel and backend know the handle only: a retained volume may get a second PV after the first is gone.
+        if is_of_handle(&event.what) && !alive.is_empty() && !alive.contains(volume.pv.as_str()) {
+            continue;
+        }
         let Some(step) = step(&event.what, volume, &folder, &image) else {
             continue;
         };
@@ -131,6 +137,44 @@ pub fn transitions(events: &[Event], volume: &Owned) -> Vec<Transition> {
         }
     }
     found
+}
+
+/// Keeps the PVs of `handle` that are there.
+fn follow<'a>(alive: &mut BTreeSet<&'a str>, what: &'a What, handle: &str) {
+    if let What::Object {
+        change,
+        kind,
+        name,
+        facts,
+        ..
+    } = what
+        && kind == "PersistentVolume"
+        && facts.get("handle").is_some_and(|of| of == handle)
+    {
+        match change {
+            Change::Present => alive.insert(name),
+            Change::Gone => alive.remove(name.as_str()),
+        };
+    }
+}
+
+/// Whether an event names its volume by the driver's id, not by the PV.
+fn is_of_handle(what: &What) -> bool {
+    match what {
+        What::Mount { path, .. } => path.ends_with("/globalmount"),
+        What::Loop { .. } => true,
+        What::Object { .. }
+        | What::RunStarted { .. }
+        | What::Step { .. }
+        | What::ScenarioStarted
+        | What::Phase { .. }
+        | What::Waited { .. }
+        | What::Fault { .. }
+        | What::Blocks { .. }
+        | What::Difference { .. }
+        | What::ScenarioEnded { .. }
+        | What::RunEnded { .. } => false,
+    }
 }
 
 fn step(what: &What, volume: &Owned, folder: &str, image: &str) -> Option<Step> {
@@ -180,5 +224,77 @@ fn step(what: &What, volume: &Owned, folder: &str, image: &str) -> Option<Step> 
         | What::Difference { .. }
         | What::ScenarioEnded { .. }
         | What::RunEnded { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(what: What) -> Event {
+        Event {
+            at_ms: 0,
+            scenario: None,
+            what,
+        }
+    }
+
+    fn pv(change: Change, name: &str) -> Event {
+        event(What::Object {
+            change,
+            kind: String::from("PersistentVolume"),
+            namespace: String::new(),
+            name: name.to_owned(),
+            facts: BTreeMap::from([(String::from("handle"), String::from("v1"))]),
+        })
+    }
+
+    fn staged(change: Change) -> Event {
+        event(What::Mount {
+            change,
+            node: String::from("w1"),
+            path: format!("/k/{}/globalmount", folder_of("v1")),
+            source: String::new(),
+        })
+    }
+
+    fn steps(events: &[Event], pv: &str) -> Vec<Step> {
+        let volume = Owned {
+            pv: pv.to_owned(),
+            handle: String::from("v1"),
+            block: false,
+        };
+        transitions(events, &volume).into_iter().map(|t| t.step).collect()
+    }
+
+    #[test]
+    fn what_is_staged_belongs_to_the_pv_that_is_there() {
+        use Change::{Gone, Present};
+        let events = [
+            pv(Present, "first"),
+            staged(Present),
+            staged(Gone),
+            pv(Gone, "first"),
+            pv(Present, "second"),
+            staged(Present),
+            staged(Gone),
+        ];
+        let life = [
+            Step::Created,
+            Step::Staged("w1".into()),
+            Step::Unstaged("w1".into()),
+        ];
+        assert_eq!(steps(&events, "first"), [&life[..], &[Step::Deleted]].concat());
+        assert_eq!(steps(&events, "second"), life);
+    }
+
+    #[test]
+    fn what_is_staged_after_every_pv_is_gone_is_still_seen() {
+        use Change::{Gone, Present};
+        let events = [pv(Present, "first"), pv(Gone, "first"), staged(Present)];
+        assert_eq!(
+            steps(&events, "first"),
+            [Step::Created, Step::Deleted, Step::Staged("w1".into())]
+        );
     }
 }
