@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// A run: part of the names of its cluster, its namespaces and its folder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -51,6 +52,14 @@ impl FromStr for RunId {
             Err(NotARun(text.to_owned()))
         }
     }
+}
+
+/// Kubelet's staging folder is called by the SHA-256 of the volume's id.
+pub fn folder_of(handle: &str) -> String {
+    Sha256::digest(handle.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// 20261124-122100: a moment in UTC as part of a name, which sorts by time.

@@ -1,8 +1,11 @@
 //! `holdfast leaks`: everything that exists of volumes on a cluster now.
+use std::sync::Arc;
+
 use super::args::LeaksArgs;
 use super::exit::Exit;
 use super::run::client;
-use crate::cluster::{facts, kind};
+use crate::cluster::facts::Gatherer;
+use crate::cluster::kind;
 use crate::ledger::{Kind, Ledger, diff};
 
 /// Prints what exists of volumes; the driver itself is not counted.
@@ -10,11 +13,9 @@ use crate::ledger::{Kind, Ledger, diff};
 /// # Errors
 /// If anything cannot be read.
 pub async fn leaks(args: &LeaksArgs) -> anyhow::Result<Exit> {
-    let cluster = kind::find(&args.on)?;
+    let cluster = Arc::new(kind::find(&args.on)?);
     let client = client(&cluster).await?;
-    let ledger = facts::gather(&cluster, &client)
-        .await?
-        .ledger(&facts::roots(&cluster));
+    let ledger = Gatherer::new(&cluster, &client).gather().await?.ledger();
     let of_driver = |kind: Kind| matches!(kind, Kind::CsiNode | Kind::Lease | Kind::DriverPod);
     let volumes = Ledger::new(ledger.entries.into_iter().filter(|e| !of_driver(e.kind)));
     let found = diff(&Ledger::default(), &volumes);

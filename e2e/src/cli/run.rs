@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::args::{ClusterArgs, Keep, ReplayArgs, RunArgs};
 use super::exit::Exit;
 use crate::clock::Clock;
+use crate::cluster::facts::Gatherer;
 use crate::cluster::kind::{self, Cluster, ClusterSpec, Timers};
 use crate::cluster::{deploy, workspace_root};
 use crate::fault::{Site, driver_ready};
@@ -267,6 +268,7 @@ async fn job(
     }
 
     let runner = Runner {
+        facts: Arc::new(Gatherer::new(&cluster, &client)),
         client,
         cluster: Arc::clone(&cluster),
         recorder: recorder.clone(),

@@ -1,57 +1,148 @@
 //! Gathers the raw facts of a ledger: from the host's kernel, the backend's folder, the nodes and the API.
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
-use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use futures::future::{try_join, try_join_all};
+use kube::Client;
 
 use super::kind::{Cluster, DATA_DIR};
-use super::{ClusterError, at, chart};
-use crate::ledger::{Facts, Kind, Object};
+use super::objects::Listed;
+use super::shared::Shared;
+use super::{ClusterError, at, call};
+use crate::command::Command;
+use crate::ledger::{BackendFile, Facts, FileId, Loop, Memory, parse_listed};
 
-/// Kubelet's folders that a CSI volume may leave something in.
-const FIND: &str = "find /var/lib/kubelet/pods -mindepth 4 -maxdepth 4 -path '*/volumes/kubernetes.io~csi/*' 2>/dev/null; \
-     find /var/lib/kubelet/pods -mindepth 4 -maxdepth 4 -path '*/volumeDevices/kubernetes.io~csi/*' 2>/dev/null; \
-     find /var/lib/kubelet/plugins/kubernetes.io/csi -mindepth 2 -maxdepth 3 2>/dev/null | \
-     grep -v -e '/volumeDevices/staging$' -e '/volumeDevices/publish$'; true";
+/// Where kubelet keeps its pods and plugins.
+pub const KUBELET: &str = "/var/lib/kubelet";
 
-/// Where the backend's files lie as the kernel names them in a loop's backing file: on the host, and in a node.
-pub fn roots(cluster: &Cluster) -> Vec<String> {
-    let slash = |path: &Path| format!("{}/", path.display());
-    vec![slash(&cluster.data_dir), slash(Path::new(DATA_DIR))]
+/// Lists what CSI volumes and pods may leave in kubelet's folder, its first argument: paths, and for each pod's folder a
+/// line `pod FOLDER HOSTNAME`. What goes away while it is listed is no error.
+pub const LIST_KUBELET: &str = r#"cd "$1" || exit 1
+find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumes/kubernetes.io~csi/*' 2>/dev/null
+find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumeDevices/kubernetes.io~csi/*' 2>/dev/null
+find "$1/plugins/kubernetes.io/csi" -mindepth 2 -maxdepth 3 2>/dev/null |
+  grep -v -e '/volumeDevices/staging$' -e '/volumeDevices/publish$'
+for pod in "$1"/pods/*/; do
+  [ -d "$pod" ] || continue
+  name=
+  while read -r address host rest; do name=$host; done 2>/dev/null <"$pod/etc-hosts"
+  pod=${pod%/}
+  echo "pod ${pod##*/} $name"
+done 2>/dev/null
+true"#;
+
+/// Gathers the facts of one cluster, for all who ask at the same time together, and remembers what it saw.
+pub struct Gatherer {
+    cluster: Arc<Cluster>,
+    client: Client,
+    memory: Mutex<Memory>,
+    shared: Shared<Facts>,
 }
 
-/// All facts of `cluster` now.
+impl Gatherer {
+    /// For `cluster`, by `client`.
+    pub fn new(cluster: &Arc<Cluster>, client: &Client) -> Self {
+        Self {
+            cluster: Arc::clone(cluster),
+            client: client.clone(),
+            memory: Mutex::default(),
+            shared: Shared::default(),
+        }
+    }
+
+    /// All facts, read after this call.
+    ///
+    /// # Errors
+    /// If anything cannot be read: a missing reading is never "nothing there".
+    pub async fn gather(&self) -> Result<Arc<Facts>, ClusterError> {
+        self.shared.get(self.read()).await
+    }
+
+    /// The loop devices over the cluster's files now: number and backing file.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub async fn own_loops(&self) -> Result<BTreeSet<(u32, String)>, ClusterError> {
+        let mut facts = self.of_host().await?;
+        self.learn(&mut facts);
+        Ok(facts.own_loops())
+    }
+
+    async fn read(&self) -> Result<Facts, ClusterError> {
+        let nodes = try_join_all(self.cluster.nodes.iter().map(|name| self.of_node(name)));
+        let (host, nodes) = try_join(self.of_host(), nodes).await?;
+        let mut facts = host;
+        for (name, mountinfo, kubelet) in nodes {
+            facts.mountinfo.push((name.clone(), mountinfo));
+            facts.kubelet.push((name, kubelet));
+        }
+        // After the nodes: a pod whose folder they showed is in this list, or is gone.
+        let listed = Listed::of(&self.client)
+            .await
+            .map_err(|source| ClusterError::Api {
+                doing: "list the objects of volumes",
+                source: Box::new(source),
+            })?;
+        facts.objects = listed.objects();
+        facts.pods = listed.live_pods();
+        self.learn(&mut facts);
+        Ok(facts)
+    }
+
+    async fn of_host(&self) -> Result<Facts, ClusterError> {
+        let slash = |path: &Path| format!("{}/", path.display());
+        let roots = vec![slash(&self.cluster.data_dir), slash(Path::new(DATA_DIR))];
+        data_folder(&self.cluster.data_dir, roots).await
+    }
+
+    async fn of_node(&self, name: &str) -> Result<(String, String, String), ClusterError> {
+        let node = self.cluster.node(name);
+        let mountinfo = node.read("/proc/1/mountinfo");
+        let words = ["sh", "-c", LIST_KUBELET, "list", KUBELET];
+        let kubelet = node.exec(&words);
+        let (mountinfo, kubelet) = try_join(mountinfo, kubelet).await?;
+        Ok((name.to_owned(), mountinfo, kubelet.stdout))
+    }
+
+    fn learn(&self, facts: &mut Facts) {
+        if let Ok(mut memory) = self.memory.lock() {
+            memory.learn(facts);
+        }
+    }
+}
+
+/// What this host has of the data folder `root`: its files, and the kernel's loop devices. `roots` are the folder's places
+/// as a loop's backing file may name them.
 ///
 /// # Errors
-/// If anything cannot be read: a missing reading is never "nothing there".
-pub async fn gather(cluster: &Cluster, client: &Client) -> Result<Facts, ClusterError> {
-    let mut facts = Facts {
-        backend: backend(&cluster.data_dir)?,
-        loops: loops()?,
+/// If anything cannot be read.
+pub async fn data_folder(root: &Path, roots: Vec<String>) -> Result<Facts, ClusterError> {
+    // Before and after the loop devices: a file that comes or goes meanwhile is in one of the two.
+    let before = backend(root)?;
+    let loops = loops().await?;
+    let after = backend(root)?;
+    Ok(Facts {
+        roots,
+        folder: file_id(&std::fs::metadata(root).map_err(at(root, "read"))?),
+        files: before.iter().chain(&after).map(|(_, id)| *id).collect(),
+        backend: after.into_iter().map(|(file, _)| file).collect(),
+        loops,
         ..Facts::default()
-    };
-    for name in &cluster.nodes {
-        let node = cluster.node(name);
-        facts
-            .mountinfo
-            .push((name.clone(), node.read("/proc/1/mountinfo").await?));
-        let found = node.exec(&["sh", "-c", FIND]).await?.stdout;
-        let paths = found.lines().map(str::to_owned).collect();
-        facts.kubelet.push((name.clone(), paths));
-    }
-    facts.objects = objects(client).await.map_err(|source| ClusterError::Api {
-        doing: "list the objects of volumes",
-        source: Box::new(source),
-    })?;
-    Ok(facts)
+    })
 }
 
-/// Files below the data folder, by their path below it; records with their text.
-fn backend(root: &Path) -> Result<Vec<(String, String)>, ClusterError> {
+fn file_id(metadata: &std::fs::Metadata) -> FileId {
+    let device = metadata.dev();
+    FileId {
+        device: (nix::sys::stat::major(device), nix::sys::stat::minor(device)),
+        inode: metadata.ino(),
+    }
+}
+
+/// Files below the data folder; records with their text.
+fn backend(root: &Path) -> Result<Vec<(BackendFile, FileId)>, ClusterError> {
     let mut files = Vec::new();
     for folder in ["volumes", "quarantine", "."] {
         let path = root.join(folder);
@@ -62,29 +153,61 @@ fn backend(root: &Path) -> Result<Vec<(String, String)>, ClusterError> {
         };
         for entry in entries {
             let entry = entry.map_err(at(&path, "read"))?;
-            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                continue;
-            }
+            let metadata = match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => metadata,
+                Ok(_) => continue,
+                // It went while it was looked at.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(at(&entry.path(), "read")(source)),
+            };
             let name = entry.file_name().to_string_lossy().into_owned();
-            // A record may go while it is looked at.
             let text = if name.ends_with(".json") {
                 std::fs::read_to_string(entry.path()).unwrap_or_default()
             } else {
                 String::new()
             };
-            let shown = if folder == "." {
+            let path = if folder == "." {
                 name
             } else {
                 format!("{folder}/{name}")
             };
-            files.push((shown, text));
+            files.push((BackendFile { path, text }, file_id(&metadata)));
         }
     }
     Ok(files)
 }
 
-/// The kernel's loop devices: number, backing file if one is attached, read-only flag.
-pub(super) fn loops() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
+/// The kernel's loop devices: those in use by what losetup lists of their status, the free ones by their flag.
+///
+/// # Errors
+/// If they cannot be read.
+pub async fn loops() -> Result<Vec<Loop>, ClusterError> {
+    let spec = Command::new("losetup").args([
+        "--list",
+        "--json",
+        "--output",
+        "NAME,BACK-FILE,BACK-INO,BACK-MAJ:MIN,RO",
+    ]);
+    let text = call("losetup --list", &spec).await?;
+    let mut found = parse_listed(&text).map_err(|error| {
+        ClusterError::Setup(format!("{error}: {text}; util-linux 2.36 or newer is needed"))
+    })?;
+    for (number, backing, read_only) in sysfs()? {
+        if backing.is_none() && found.iter().all(|one| one.number != number) {
+            found.push(Loop {
+                number,
+                backing: None,
+                file: None,
+                read_only,
+            });
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The kernel's loop devices as sysfs shows them, without asking any: number, backing file if one is attached, read-only.
+pub(super) fn sysfs() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
     let sys = Path::new("/sys/block");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(sys).map_err(at(sys, "read"))? {
@@ -103,99 +226,4 @@ pub(super) fn loops() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> 
     }
     found.sort();
     Ok(found)
-}
-
-async fn objects(client: &Client) -> Result<Vec<Object>, kube::Error> {
-    let all = ListParams::default();
-    let mut objects = Vec::new();
-    let mut claims: BTreeMap<String, String> = BTreeMap::new();
-    for pv in Api::<PersistentVolume>::all(client.clone()).list(&all).await? {
-        let spec = pv.spec.clone().unwrap_or_default();
-        let Some(csi) = spec.csi.filter(|csi| csi.driver == chart::DRIVER_NAME) else {
-            continue;
-        };
-        let claim = spec.claim_ref.map_or_else(
-            || String::from("no claim"),
-            |c| {
-                format!(
-                    "claim {}/{}",
-                    c.namespace.unwrap_or_default(),
-                    c.name.unwrap_or_default()
-                )
-            },
-        );
-        claims.insert(pv.name_any(), claim.clone());
-        objects.push(object(
-            Kind::Pv,
-            &pv,
-            format!("volume {}, {claim}", csi.volume_handle),
-        ));
-    }
-    for va in Api::<VolumeAttachment>::all(client.clone()).list(&all).await? {
-        if va.spec.attacher == chart::DRIVER_NAME {
-            let pv = va.spec.source.persistent_volume_name.clone().unwrap_or_default();
-            let claim = claims.get(&pv).map_or("no claim", String::as_str);
-            objects.push(object(
-                Kind::Attachment,
-                &va,
-                format!("pv {pv} on {}, {claim}", va.spec.node_name),
-            ));
-        }
-    }
-    for pvc in Api::<PersistentVolumeClaim>::all(client.clone())
-        .list(&all)
-        .await?
-    {
-        let class = pvc
-            .spec
-            .as_ref()
-            .and_then(|s| s.storage_class_name.clone())
-            .unwrap_or_default();
-        objects.push(object(Kind::Pvc, &pvc, format!("claim of class {class:?}")));
-    }
-    for node in Api::<CSINode>::all(client.clone()).list(&all).await? {
-        if node.spec.drivers.iter().any(|d| d.name == chart::DRIVER_NAME) {
-            objects.push(object(Kind::CsiNode, &node, String::from("the node plugin")));
-        }
-    }
-    for lease in Api::<Lease>::namespaced(client.clone(), chart::NAMESPACE)
-        .list(&all)
-        .await?
-    {
-        objects.push(object(Kind::Lease, &lease, String::from("a sidecar")));
-    }
-    // Pods are counted by component: their names change with every failover.
-    let mut pods: BTreeMap<String, u32> = BTreeMap::new();
-    for pod in Api::<Pod>::namespaced(client.clone(), chart::NAMESPACE)
-        .list(&all)
-        .await?
-    {
-        let component = pod
-            .labels()
-            .get("app.kubernetes.io/component")
-            .cloned()
-            .unwrap_or_default();
-        *pods.entry(component).or_insert(0) += 1;
-    }
-    objects.extend(pods.into_iter().map(|(component, count)| Object {
-        kind: Kind::DriverPod,
-        name: format!("{component} x {count}"),
-        owner: String::from("the driver"),
-        finalizers: Vec::new(),
-        terminating: false,
-    }));
-    Ok(objects)
-}
-
-fn object<K: ResourceExt>(kind: Kind, of: &K, owner: String) -> Object {
-    let name = of
-        .namespace()
-        .map_or_else(|| of.name_any(), |ns| format!("{ns}/{}", of.name_any()));
-    Object {
-        kind,
-        name,
-        owner,
-        finalizers: of.finalizers().to_vec(),
-        terminating: of.meta().deletion_timestamp.is_some(),
-    }
 }

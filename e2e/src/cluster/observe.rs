@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -14,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
+use super::facts::Gatherer;
 use super::kind::Cluster;
 use super::{chart, facts};
 use crate::clock::Limit;
@@ -23,7 +25,12 @@ use crate::ledger::{CsiMount, csi_mounts};
 type Facts = BTreeMap<String, String>;
 
 /// Starts watching; it ends when the returned set is dropped.
-pub async fn start(client: &Client, cluster: &Cluster, recorder: &Recorder) -> JoinSet<()> {
+pub async fn start(
+    client: &Client,
+    cluster: &Cluster,
+    gatherer: &Arc<Gatherer>,
+    recorder: &Recorder,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (c, r) = (client, recorder);
     tasks.spawn(watch::<PersistentVolume>(c.clone(), r.clone(), pv_facts));
@@ -32,7 +39,7 @@ pub async fn start(client: &Client, cluster: &Cluster, recorder: &Recorder) -> J
     tasks.spawn(watch::<Pod>(c.clone(), r.clone(), pod_facts));
     tasks.spawn(watch::<CSINode>(c.clone(), r.clone(), csi_node_facts));
     tasks.spawn(watch::<Lease>(c.clone(), r.clone(), lease_facts));
-    tasks.spawn(loops(facts::roots(cluster), recorder.clone()));
+    tasks.spawn(loops(Arc::clone(gatherer), recorder.clone()));
     for node in &cluster.nodes {
         let inspect = cluster
             .docker
@@ -286,20 +293,24 @@ fn wait_for_change(file: &File) {
     let _ = poll(&mut wanted, PollTimeout::from(500u16));
 }
 
-/// Follows the loop devices over the backend's files: sysfs wakes nobody, so it is looked at again and again.
-async fn loops(roots: Vec<String>, recorder: Recorder) {
+/// Follows the loop devices over the backend's files: sysfs wakes nobody, so it is looked at again and again; only when it
+/// shows another picture the devices themselves are asked whose they are.
+async fn loops(gatherer: Arc<Gatherer>, recorder: Recorder) {
     let mut known: BTreeSet<(u32, String)> = BTreeSet::new();
+    let mut picture = Vec::new();
     let mut ticks = tokio::time::interval(Limit::LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // What cannot be read now is read at the next look.
-        let Ok(all) = facts::loops() else { continue };
-        let now: BTreeSet<(u32, String)> = all
-            .into_iter()
-            .filter_map(|(number, backing, _)| Some((number, backing?)))
-            .filter(|(_, backing)| roots.iter().any(|root| backing.starts_with(root.as_str())))
-            .collect();
+        let Ok(all) = facts::sysfs() else { continue };
+        if all == picture {
+            continue;
+        }
+        let Ok(now) = gatherer.own_loops().await else {
+            continue;
+        };
+        picture = all;
         let changed = |change, (number, backing): &(u32, String)| {
             recorder.record(
                 None,

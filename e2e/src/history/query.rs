@@ -2,9 +2,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use sha2::{Digest, Sha256};
-
 use super::event::{Change, Event, What};
+use crate::id::folder_of;
 
 /// A volume as the API names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,14 +75,6 @@ pub struct Transition {
     pub at_ms: u64,
     /// The step.
     pub step: Step,
-}
-
-/// Kubelet's staging folder is called by the SHA-256 of the volume's id.
-pub fn folder_of(handle: &str) -> String {
-    Sha256::digest(handle.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// Volumes whose claim was ever in `namespace`.

@@ -32,6 +32,7 @@ mod tests {
                 name: String::from("/m"),
                 place: String::from("w1"),
                 owner: String::from("volume 1"),
+                volume: String::from("1"),
             }],
             lost: Vec::new(),
         };

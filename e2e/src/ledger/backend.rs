@@ -1,57 +1,44 @@
 //! Images and records in the driver's data folder.
 use super::entry::{Entry, Kind};
+use super::facts::BackendFile;
+use super::owners::Owners;
 
-/// The entries of the files of a data folder, given by their path below it and, for a record, its text.
-pub(super) fn entries(files: &[(String, String)]) -> Vec<Entry> {
-    let records: Vec<_> = files.iter().filter(|(path, _)| is_record(path)).collect();
-    files
-        .iter()
-        .filter_map(|(path, text)| {
-            let kind = if is_record(path) {
-                Kind::Record
-            } else if path.starts_with("volumes/") && path.ends_with(".img") {
-                Kind::Image
-            } else if path.ends_with(".tmp") || path.starts_with("quarantine/") {
-                Kind::Stray
-            } else {
-                return None;
-            };
-            let id = volume_id(path);
-            let text = if kind == Kind::Record {
-                text.as_str()
-            } else {
-                records
-                    .iter()
-                    .find(|(p, _)| volume_id(p) == id)
-                    .map_or("", |(_, t)| t.as_str())
-            };
-            let owner = match (name_in(text), text.is_empty()) {
-                (Some(name), _) => format!("volume {id}, name {name}"),
-                (None, true) if kind == Kind::Image => format!("volume {id}, no record"),
-                (None, _) => format!("volume {id}"),
-            };
-            Some(Entry {
-                kind,
-                name: path.clone(),
-                place: String::from("backend"),
-                owner,
-            })
-        })
-        .collect()
+/// The entries of the files of a data folder.
+pub(super) fn entries(files: &[BackendFile], owners: &Owners) -> Vec<Entry> {
+    let there = |id: &str, suffix: &str| {
+        let path = format!("volumes/{id}.{suffix}");
+        files.iter().any(|file| file.path == path)
+    };
+    let entry = |file: &BackendFile| {
+        let id = volume_id(&file.path);
+        let (kind, volume) = match file.path.strip_prefix("volumes/") {
+            Some(name) if name == format!("{id}.json") && there(id, "img") => (Kind::Record, id),
+            Some(name) if name == format!("{id}.json") => (Kind::RecordAlone, id),
+            Some(name) if name == format!("{id}.img") && there(id, "json") => (Kind::Image, id),
+            Some(name) if name == format!("{id}.img") => (Kind::ImageAlone, id),
+            Some(name) if name == format!("{id}.img.tmp") => (Kind::HalfImage, id),
+            Some(_) | None => (Kind::Stray, id),
+        };
+        Entry {
+            kind,
+            name: file.path.clone(),
+            place: String::from("backend"),
+            owner: owners.volume(volume),
+            volume: volume.to_owned(),
+        }
+    };
+    files.iter().map(entry).collect()
 }
 
-fn is_record(path: &str) -> bool {
-    path.starts_with("volumes/") && path.ends_with(".json")
-}
-
-fn volume_id(path: &str) -> &str {
+/// The volume that a file is called by.
+pub(super) fn volume_id(path: &str) -> &str {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split('.').next().unwrap_or(file)
 }
 
-/// The name that CreateVolume was called with, where the record keeps it.
-fn name_in(record: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(record).ok()?;
+/// The name that CreateVolume was called with, where the file is a record that keeps it.
+pub(super) fn name_in(file: &BackendFile) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(&file.text).ok()?;
     find_name(&value)
 }
 
@@ -66,29 +53,37 @@ fn find_name(value: &serde_json::Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
+    use super::super::facts::Facts;
     use super::*;
 
-    #[test]
-    fn a_stray_image_and_a_record_without_image_are_named() {
-        let files = [
-            (String::from("volumes/aa.img"), String::new()),
-            (
-                String::from("volumes/bb.json"),
-                String::from(r#"{"name":"pvc-1","size":1}"#),
-            ),
-            (String::from("volumes/bb.json.tmp"), String::new()),
-            (String::from("locks/bb.lock"), String::new()),
-        ];
-        let found = entries(&files);
-        assert_eq!(found.len(), 3);
-        assert_eq!(
-            (found[0].kind, found[0].owner.as_str()),
-            (Kind::Image, "volume aa, no record")
-        );
-        assert_eq!(
-            (found[1].kind, found[1].owner.as_str()),
-            (Kind::Record, "volume bb, name pvc-1")
-        );
-        assert_eq!(found[2].kind, Kind::Stray);
+    fn facts(paths: &[&str]) -> Facts {
+        let text = |path: &&str| {
+            path.ends_with("bb.json")
+                .then(|| String::from(r#"{"name":"pvc-1","size":1}"#))
+        };
+        let file = |path: &&str| BackendFile {
+            path: (*path).to_owned(),
+            text: text(path).unwrap_or_default(),
+        };
+        Facts {
+            backend: paths.iter().map(file).collect(),
+            ..Facts::default()
+        }
+    }
+
+    #[rstest]
+    #[case::image_and_record(&["volumes/bb.img", "volumes/bb.json"], Kind::Image, "volume bb, name pvc-1")]
+    #[case::image_alone(&["volumes/aa.img", "volumes/bb.json"], Kind::ImageAlone, "volume aa")]
+    #[case::record_alone(&["volumes/bb.json", "volumes/aa.img"], Kind::RecordAlone, "volume bb, name pvc-1")]
+    #[case::half_made(&["volumes/bb.img.tmp", "volumes/bb.json"], Kind::HalfImage, "volume bb, name pvc-1")]
+    #[case::half_record(&["volumes/bb.json.tmp", "volumes/bb.json"], Kind::Stray, "volume bb, name pvc-1")]
+    #[case::set_aside(&["quarantine/bb.json"], Kind::Stray, "volume bb, name pvc-1")]
+    #[case::unknown(&["volumes/notes"], Kind::Stray, "volume notes")]
+    fn each_file_has_its_kind_and_owner(#[case] paths: &[&str], #[case] kind: Kind, #[case] owner: &str) {
+        let facts = facts(paths);
+        let found = entries(&facts.backend, &Owners::of(&facts));
+        assert_eq!((found[0].kind, found[0].owner.as_str()), (kind, owner));
     }
 }

@@ -1,7 +1,7 @@
 //! What is there after and was not before, and the reverse.
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, Kind, Ledger};
+use super::entry::{Entry, Ledger};
 
 /// A difference of two ledgers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ impl Diff {
     pub fn lines(&self) -> Vec<String> {
         let line = |sign: char, e: &Entry| {
             format!(
-                "{sign} {:<14} {}  on {}  owner {}",
+                "{sign} {:<20} {}  on {}  owner {}",
                 e.kind.name(),
                 e.name,
                 e.place,
@@ -41,16 +41,17 @@ pub fn diff(before: &Ledger, after: &Ledger) -> Diff {
         let absent = |e: &&Entry| !other.entries.iter().any(|o| same(e, o));
         from.entries.iter().filter(absent).cloned().collect()
     };
-    // A flag that stuck to a free loop device is nobody's property: whoever uses the number next takes it away.
+    // Debris is nobody's property: whoever takes it away does well.
     let lost: Vec<Entry> = missing(before, after);
     Diff {
         left: missing(after, before),
-        lost: lost.into_iter().filter(|e| e.kind != Kind::LoopFlag).collect(),
+        lost: lost.into_iter().filter(|e| !e.kind.is_debris()).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::entry::Kind;
     use super::*;
 
     fn entry(name: &str) -> Entry {
@@ -59,6 +60,7 @@ mod tests {
             name: name.to_owned(),
             place: String::from("backend"),
             owner: format!("volume {name}"),
+            volume: name.to_owned(),
         }
     }
 
@@ -71,5 +73,16 @@ mod tests {
         assert_eq!(found.left, [entry("c")]);
         assert_eq!(found.lost, [entry("a")]);
         assert!(found.lines()[0].starts_with("+ image"));
+    }
+
+    #[test]
+    fn debris_that_is_gone_afterwards_is_no_loss() {
+        let debris = Entry {
+            kind: Kind::PodDir,
+            ..entry("pods/u")
+        };
+        let before = Ledger::new([debris.clone()]);
+        assert!(diff(&before, &Ledger::default()).is_empty());
+        assert_eq!(diff(&Ledger::default(), &before).left, [debris]);
     }
 }

@@ -7,20 +7,28 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A volume's image.
+    /// A volume's image, with its record.
     Image,
-    /// A volume's record.
+    /// An image that no record names.
+    ImageAlone,
+    /// An image that was begun and never finished.
+    HalfImage,
+    /// A volume's record, with its image.
     Record,
+    /// A record whose image is not there.
+    RecordAlone,
     /// Another file of the backend: a temporary, something in quarantine.
     Stray,
     /// A loop device in use.
     Loop,
-    /// The read-only flag of a loop device that nobody uses: the next user's writes would fail.
+    /// The read-only flag that the driver left on a loop device that nobody uses: the next user's writes would fail.
     LoopFlag,
     /// A mount.
     Mount,
-    /// A folder or file of kubelet's.
+    /// A folder or file of kubelet's for a CSI volume.
     KubeletDir,
+    /// Kubelet's folder of a pod that the API does not have.
+    PodDir,
     /// A PersistentVolume.
     Pv,
     /// A PersistentVolumeClaim.
@@ -40,18 +48,45 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Image => "image",
+            Self::ImageAlone => "image without record",
+            Self::HalfImage => "half-made image",
             Self::Record => "record",
+            Self::RecordAlone => "record without image",
             Self::Stray => "stray file",
             Self::Loop => "loop",
             Self::LoopFlag => "loop flag",
             Self::Mount => "mount",
             Self::KubeletDir => "kubelet folder",
+            Self::PodDir => "pod folder",
             Self::Pv => "pv",
             Self::Pvc => "pvc",
             Self::Attachment => "attachment",
             Self::CsiNode => "csinode",
             Self::Lease => "lease",
             Self::DriverPod => "driver pod",
+        }
+    }
+
+    /// Whether it is wrong by itself: that it is gone afterwards is no loss.
+    pub fn is_debris(self) -> bool {
+        match self {
+            Self::ImageAlone
+            | Self::HalfImage
+            | Self::RecordAlone
+            | Self::Stray
+            | Self::LoopFlag
+            | Self::PodDir => true,
+            Self::Image
+            | Self::Record
+            | Self::Loop
+            | Self::Mount
+            | Self::KubeletDir
+            | Self::Pv
+            | Self::Pvc
+            | Self::Attachment
+            | Self::CsiNode
+            | Self::Lease
+            | Self::DriverPod => false,
         }
     }
 }
@@ -65,8 +100,11 @@ pub struct Entry {
     pub name: String,
     /// Where it is: a node, the backend, the API.
     pub place: String,
-    /// Whose it is, as far as its own text shows: volume, claim, pod.
+    /// Whose it is, as far as it can be told: volume, claim, pod.
     pub owner: String,
+    /// The driver's id of its volume, where it has one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub volume: String,
 }
 
 /// Everything that exists.
@@ -87,9 +125,10 @@ impl Ledger {
     /// Those entries in whose name or owner one of `tokens` stands: what belongs to one scenario among several.
     pub fn of(&self, tokens: &BTreeSet<String>) -> Self {
         let belongs = |entry: &Entry| {
+            let told = [&entry.name, &entry.owner, &entry.volume];
             tokens
                 .iter()
-                .any(|t| entry.name.contains(t.as_str()) || entry.owner.contains(t.as_str()))
+                .any(|t| told.iter().any(|text| text.contains(t.as_str())))
         };
         Self::new(self.entries.iter().filter(|e| belongs(e)).cloned())
     }

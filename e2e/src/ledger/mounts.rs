@@ -1,5 +1,6 @@
 //! Mounts of CSI volumes in a node's mountinfo.
 use super::entry::{Entry, Kind};
+use super::owners::Owners;
 
 const PLACES: [&str; 3] = [
     "/volumes/kubernetes.io~csi/",
@@ -45,7 +46,7 @@ pub fn csi_mounts(mountinfo: &str) -> Vec<CsiMount> {
 }
 
 /// The entries of a node's mountinfo; a place that is mounted twice counts twice.
-pub(super) fn entries(node: &str, mountinfo: &str) -> Vec<Entry> {
+pub(super) fn entries(node: &str, mountinfo: &str, owners: &Owners) -> Vec<Entry> {
     csi_mounts(mountinfo)
         .into_iter()
         .map(|mount| {
@@ -54,11 +55,16 @@ pub(super) fn entries(node: &str, mountinfo: &str) -> Vec<Entry> {
             } else {
                 String::new()
             };
+            let volume = owners.volume_at(&mount.path);
             Entry {
                 kind: Kind::Mount,
-                owner: format!("{} on {}", mount.fs, mount.source),
-                name: format!("{}{layer}", mount.path),
+                owner: volume.map_or_else(
+                    || format!("nothing else names its volume; it is of {}", mount.source),
+                    |id| owners.volume(id),
+                ),
+                name: format!("{} ({}){layer}", mount.path, mount.fs),
                 place: node.to_owned(),
+                volume: volume.unwrap_or_default().to_owned(),
             }
         })
         .collect()
@@ -99,9 +105,14 @@ mod tests {
 3 0 7:0 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-1/mount rw - ext4 /dev/loop0 rw
 4 0 0:5 / /var/lib/kubelet/pods/u/volumes/kubernetes.io~projected/token rw - tmpfs tmpfs rw
 5 0 8:1 / /a\\040b rw - ext4 /dev/sda1 rw";
-        let found = entries("w1", text);
+        let facts = super::super::Facts::default();
+        let found = entries("w1", text, &Owners::of(&facts));
         assert_eq!(found.len(), 3);
-        assert!(found[2].name.ends_with("mount, layer 2"));
+        assert!(
+            found[2].name.ends_with("mount (ext4), layer 2"),
+            "{}",
+            found[2].name
+        );
         assert_eq!(unescape("/a\\040b\\134"), "/a b\\");
     }
 }

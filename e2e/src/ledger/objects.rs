@@ -4,12 +4,18 @@ use serde::{Deserialize, Serialize};
 use super::entry::{Entry, Kind};
 
 /// What of an object matters.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
     /// Its kind.
     pub kind: Kind,
     /// Namespace, where it has one, and name.
     pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The driver's id of its volume, where it has one.
+    pub volume: String,
+    /// The claim of a PV, by namespace and name.
+    pub claim: String,
     /// Whose it is: the claim of a PV, the PV and node of an attachment.
     pub owner: String,
     /// What holds it.
@@ -26,6 +32,7 @@ pub(super) fn entries(objects: &[Object]) -> Vec<Entry> {
             kind: object.kind,
             name: object.name.clone(),
             place: String::from("API"),
+            volume: object.volume.clone(),
             owner: if object.terminating {
                 format!("{}, terminating, held by {:?}", object.owner, object.finalizers)
             } else {
@@ -44,6 +51,9 @@ mod tests {
         let pv = Object {
             kind: Kind::Pv,
             name: String::from("pvc-1"),
+            uid: String::from("u-1"),
+            volume: String::from("3f9c"),
+            claim: String::from("t-1/data"),
             owner: String::from("claim t-1/data"),
             finalizers: vec![String::from("external-attacher/holdfast.csi")],
             terminating: true,

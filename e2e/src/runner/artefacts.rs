@@ -7,7 +7,7 @@ use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::execute::{Run, Runner};
-use crate::cluster::{chart, facts, wait};
+use crate::cluster::{chart, wait};
 use crate::ledger::Diff;
 
 /// Lines of a container's log that are kept.
@@ -22,7 +22,7 @@ pub(super) async fn write(runner: &Runner, run: &Run, diff: &Diff) -> std::io::R
         folder.join("scenario.json"),
         serde_json::to_vec_pretty(&run.scenario)?,
     )?;
-    match facts::gather(&runner.cluster, &runner.client).await {
+    match runner.facts.gather().await {
         Ok(facts) => {
             for (node, text) in &facts.mountinfo {
                 fs::write(folder.join(format!("mountinfo-{node}.txt")), text)?;

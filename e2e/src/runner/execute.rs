@@ -8,10 +8,12 @@ use kube::Client;
 
 use super::{act, artefacts, settle};
 use crate::cluster::ClusterError;
+use crate::cluster::facts::Gatherer;
 use crate::cluster::kind::Cluster;
 use crate::cluster::wait::WaitError;
 use crate::fault::{FaultError, Site, driver_ready};
 use crate::history::{self, Outcome, Recorder, What};
+use crate::id::folder_of;
 use crate::invariant;
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
@@ -24,6 +26,8 @@ pub struct Runner {
     pub client: Client,
     /// The cluster.
     pub cluster: Arc<Cluster>,
+    /// What exists on the cluster.
+    pub facts: Arc<Gatherer>,
     /// Where events go.
     pub recorder: Recorder,
     /// The run folder.
@@ -97,7 +101,7 @@ impl Run {
         self.owns(claim.pv.as_deref().unwrap_or_default());
         self.owns(volume);
         if !volume.is_empty() {
-            self.owns(&history::folder_of(volume));
+            self.owns(&folder_of(volume));
         }
     }
 
@@ -176,14 +180,7 @@ impl Runner {
         } else {
             Ok(())
         };
-        let settled = settle::settle(
-            &self.cluster,
-            &self.client,
-            &before,
-            tokens.as_ref(),
-            acted.is_ok(),
-        )
-        .await;
+        let settled = settle::settle(&self.facts, &before, tokens.as_ref(), acted.is_ok()).await;
 
         phase("judge");
         let (diff, unread) = match settled {
@@ -248,9 +245,7 @@ impl Runner {
             driver_ready(&run.site).await.map_err(|e| chain(&e))?;
         }
         let before = if alone {
-            settle::look(&self.cluster, &self.client)
-                .await
-                .map_err(|e| chain(&e))?
+            settle::look(&self.facts).await.map_err(|e| chain(&e))?
         } else {
             Ledger::default()
         };

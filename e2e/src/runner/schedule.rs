@@ -18,8 +18,8 @@ const WHOLE: &str = "whole-run-ledger";
 /// Runs all of them, `repeat` times, at the most `jobs` at once; then compares everything with what was there before.
 pub async fn run_all(runner: &Runner, scenarios: &[Scenario], jobs: usize, repeat: u32) {
     // Until it is dropped at the end.
-    let _observers = observe::start(&runner.client, &runner.cluster, &runner.recorder).await;
-    let before = settle::look(&runner.cluster, &runner.client).await;
+    let _observers = observe::start(&runner.client, &runner.cluster, &runner.facts, &runner.recorder).await;
+    let before = settle::look(&runner.facts).await;
     for round in 1..=repeat {
         let name = |s: &Scenario| {
             if repeat == 1 {
@@ -88,7 +88,7 @@ async fn together<'a>(
 }
 
 async fn whole(runner: &Runner, before: &Ledger) -> (Outcome, String) {
-    match settle::settle(&runner.cluster, &runner.client, before, None, true).await {
+    match settle::settle(&runner.facts, before, None, true).await {
         Ok(diff) if diff.is_empty() => (Outcome::Passed, String::new()),
         Ok(diff) => (
             Outcome::Leaked,

@@ -2,25 +2,20 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use kube::Client;
-
 use crate::clock::Limit;
-use crate::cluster::kind::Cluster;
-use crate::cluster::{ClusterError, facts};
+use crate::cluster::ClusterError;
+use crate::cluster::facts::Gatherer;
 use crate::ledger::{Diff, Ledger, diff};
 
 /// Everything that exists now.
-pub(super) async fn look(cluster: &Cluster, client: &Client) -> Result<Ledger, ClusterError> {
-    Ok(facts::gather(cluster, client)
-        .await?
-        .ledger(&facts::roots(cluster)))
+pub(super) async fn look(facts: &Gatherer) -> Result<Ledger, ClusterError> {
+    Ok(facts.gather().await?.ledger())
 }
 
 /// The difference to `before` once it is empty, or when the bound has passed; without `patient`, now.
 /// With `tokens` only what belongs to one scenario is compared.
 pub(super) async fn settle(
-    cluster: &Cluster,
-    client: &Client,
+    facts: &Gatherer,
     before: &Ledger,
     tokens: Option<&BTreeSet<String>>,
     patient: bool,
@@ -31,7 +26,7 @@ pub(super) async fn settle(
     loop {
         ticks.tick().await;
         let over = !patient || since.elapsed() >= Limit::SETTLE;
-        match look(cluster, client).await {
+        match look(facts).await {
             Ok(after) => {
                 let after = tokens.map_or_else(|| after.clone(), |tokens| after.of(tokens));
                 let found = diff(before, &after);

@@ -1,0 +1,205 @@
+//! Objects of the API that belong to volumes or to the driver: listed, then reduced to what a ledger needs.
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+
+use super::chart;
+use crate::ledger::{Kind, LivePod, Object};
+
+/// The label that tells the driver's pods apart, and its value for the node plugin.
+const COMPONENT: &str = "app.kubernetes.io/component";
+const NODE_PLUGIN: &str = "node";
+/// A static pod's folder is called by the hash of its file, which its mirror in the API carries here.
+const STATIC_POD: &str = "kubernetes.io/config.mirror";
+
+/// What the API server listed.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// Of all drivers.
+    pub volumes: Vec<PersistentVolume>,
+    /// Of all drivers.
+    pub attachments: Vec<VolumeAttachment>,
+    /// Of all namespaces.
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// Of all nodes.
+    pub csi_nodes: Vec<CSINode>,
+    /// Of the driver's namespace.
+    pub leases: Vec<Lease>,
+    /// Of all namespaces.
+    pub pods: Vec<Pod>,
+}
+
+impl Listed {
+    /// Lists everything.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn of(client: &Client) -> Result<Self, kube::Error> {
+        let all = ListParams::default();
+        Ok(Self {
+            volumes: Api::all(client.clone()).list(&all).await?.items,
+            attachments: Api::all(client.clone()).list(&all).await?.items,
+            claims: Api::all(client.clone()).list(&all).await?.items,
+            csi_nodes: Api::all(client.clone()).list(&all).await?.items,
+            leases: Api::namespaced(client.clone(), chart::NAMESPACE)
+                .list(&all)
+                .await?
+                .items,
+            pods: Api::all(client.clone()).list(&all).await?.items,
+        })
+    }
+
+    /// Those that a ledger counts, each with its owner.
+    pub fn objects(&self) -> Vec<Object> {
+        let volumes: Vec<Object> = self.volumes.iter().filter_map(volume).collect();
+        let mut objects: Vec<Object> = self
+            .attachments
+            .iter()
+            .filter_map(|attachment| self::attachment(attachment, &volumes))
+            .collect();
+        objects.extend(self.claims.iter().map(claim));
+        let plugins = self.nodes_with_plugin();
+        objects.extend(self.csi_nodes.iter().filter_map(|node| csi_node(node, &plugins)));
+        let lease = |lease: &Lease| {
+            let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone());
+            let owner = holder.map_or_else(
+                || String::from("a sidecar"),
+                |holder| format!("a sidecar, held by {holder}"),
+            );
+            object(Kind::Lease, lease, owner)
+        };
+        objects.extend(self.leases.iter().map(lease));
+        objects.extend(self.driver_pods());
+        objects.extend(volumes);
+        objects
+    }
+
+    /// All pods, by what kubelet calls their folders.
+    pub fn live_pods(&self) -> Vec<LivePod> {
+        let live = |pod: &Pod| LivePod {
+            folders: pod
+                .uid()
+                .into_iter()
+                .chain(pod.annotations().get(STATIC_POD).cloned())
+                .collect(),
+            name: full_name(pod),
+        };
+        self.pods.iter().map(live).collect()
+    }
+
+    fn of_driver(&self) -> impl Iterator<Item = (&Pod, &str)> {
+        self.pods
+            .iter()
+            .filter(|pod| pod.namespace().as_deref() == Some(chart::NAMESPACE))
+            .map(|pod| (pod, pod.labels().get(COMPONENT).map_or("", String::as_str)))
+    }
+
+    fn nodes_with_plugin(&self) -> BTreeSet<&str> {
+        self.of_driver()
+            .filter(|(_, component)| *component == NODE_PLUGIN)
+            .filter_map(|(pod, _)| pod.spec.as_ref()?.node_name.as_deref())
+            .collect()
+    }
+
+    /// Pods are counted by component: their names change with every failover.
+    fn driver_pods(&self) -> Vec<Object> {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for (_, component) in self.of_driver() {
+            *counts.entry(component).or_insert(0) += 1;
+        }
+        counts
+            .into_iter()
+            .map(|(component, count)| Object {
+                kind: Kind::DriverPod,
+                name: format!("{component} x {count}"),
+                uid: String::new(),
+                volume: String::new(),
+                claim: String::new(),
+                owner: String::from("the driver"),
+                finalizers: Vec::new(),
+                terminating: false,
+            })
+            .collect()
+    }
+}
+
+fn volume(pv: &PersistentVolume) -> Option<Object> {
+    let spec = pv.spec.as_ref()?;
+    let csi = spec.csi.as_ref().filter(|csi| csi.driver == chart::DRIVER_NAME)?;
+    let claim = spec.claim_ref.as_ref().map(|c| {
+        let (namespace, name) = (c.namespace.as_deref(), c.name.as_deref());
+        format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+    });
+    let mut owner = format!("volume {}", csi.volume_handle);
+    match &claim {
+        Some(claim) => owner.push_str(&format!(", claim {claim}")),
+        None => owner.push_str(", no claim"),
+    }
+    let phase = pv.status.as_ref().and_then(|s| s.phase.as_deref());
+    // Bound and Available need no word; in the others it waits for somebody.
+    if let Some(phase @ ("Released" | "Failed")) = phase {
+        owner.push_str(&format!(", {phase}"));
+    }
+    Some(Object {
+        volume: csi.volume_handle.clone(),
+        claim: claim.unwrap_or_default(),
+        ..object(Kind::Pv, pv, owner)
+    })
+}
+
+fn attachment(attachment: &VolumeAttachment, volumes: &[Object]) -> Option<Object> {
+    let spec = &attachment.spec;
+    if spec.attacher != chart::DRIVER_NAME {
+        return None;
+    }
+    let name = spec.source.persistent_volume_name.as_deref().unwrap_or_default();
+    let volume = volumes.iter().find(|pv| pv.name == name);
+    let claim = match volume.map(|pv| pv.claim.as_str()) {
+        None => String::from("which is gone"),
+        Some("") => String::from("no claim"),
+        Some(claim) => format!("claim {claim}"),
+    };
+    let owner = format!("pv {name} on {}, {claim}", spec.node_name);
+    Some(Object {
+        volume: volume.map(|pv| pv.volume.clone()).unwrap_or_default(),
+        ..object(Kind::Attachment, attachment, owner)
+    })
+}
+
+fn claim(claim: &PersistentVolumeClaim) -> Object {
+    let class = claim.spec.as_ref().and_then(|s| s.storage_class_name.clone());
+    let owner = format!("claim of class {:?}", class.unwrap_or_default());
+    object(Kind::Pvc, claim, owner)
+}
+
+fn csi_node(node: &CSINode, plugins: &BTreeSet<&str>) -> Option<Object> {
+    let registered = node.spec.drivers.iter().any(|d| d.name == chart::DRIVER_NAME);
+    let owner = if plugins.contains(node.name_any().as_str()) {
+        "the node plugin"
+    } else {
+        "the node plugin, which has no pod on this node"
+    };
+    registered.then(|| object(Kind::CsiNode, node, owner.to_owned()))
+}
+
+fn full_name<K: ResourceExt>(of: &K) -> String {
+    of.namespace()
+        .map_or_else(|| of.name_any(), |ns| format!("{ns}/{}", of.name_any()))
+}
+
+fn object<K: ResourceExt>(kind: Kind, of: &K, owner: String) -> Object {
+    Object {
+        kind,
+        name: full_name(of),
+        uid: of.uid().unwrap_or_default(),
+        volume: String::new(),
+        claim: String::new(),
+        owner,
+        finalizers: of.finalizers().to_vec(),
+        terminating: of.meta().deletion_timestamp.is_some(),
+    }
+}

@@ -1,0 +1,79 @@
+//! What earlier readings showed: whose a thing is that no longer says so itself.
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Facts, FileId};
+use super::owners;
+
+/// Grows with every reading of one cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// Files that were in the data folder, and that a loop device still holds.
+    files: BTreeSet<FileId>,
+    /// Numbers of loop devices that carried a file of the data folder, and nobody else's since.
+    numbers: BTreeSet<u32>,
+    /// Numbers that were free and read-only before they carried one.
+    stuck: BTreeSet<u32>,
+    /// Pods by what kubelet calls their folder.
+    pods: BTreeMap<String, String>,
+    /// What is known of volumes, by id.
+    pub(super) volumes: BTreeMap<String, owners::Known>,
+}
+
+impl Memory {
+    /// Learns what `facts` show, and tells them what was known before.
+    pub fn learn(&mut self, facts: &mut Facts) {
+        facts.memory = self.clone();
+        for one in &facts.loops {
+            match (one.backing.is_some(), facts.owns(one)) {
+                (true, true) => {
+                    self.numbers.insert(one.number);
+                    if !one.read_only {
+                        self.stuck.remove(&one.number);
+                    }
+                }
+                (true, false) => {
+                    self.numbers.remove(&one.number);
+                    self.stuck.remove(&one.number);
+                }
+                (false, _) if !one.read_only => {
+                    self.stuck.remove(&one.number);
+                }
+                (false, _) if !self.numbers.contains(&one.number) => {
+                    self.stuck.insert(one.number);
+                }
+                (false, _) => {}
+            }
+        }
+        // An inode that is free again may become anybody's; one that a loop device holds cannot.
+        let held: BTreeSet<FileId> = facts
+            .loops
+            .iter()
+            .filter(|one| one.is_deleted())
+            .filter_map(|one| one.file)
+            .collect();
+        self.files.retain(|file| held.contains(file));
+        self.files.extend(&facts.files);
+        for pod in &facts.pods {
+            for folder in &pod.folders {
+                self.pods.insert(folder.clone(), pod.name.clone());
+            }
+        }
+        owners::learn(&mut self.volumes, facts);
+        facts.memory = self.clone();
+    }
+
+    pub(super) fn knows(&self, file: FileId) -> bool {
+        self.files.contains(&file)
+    }
+
+    /// Whether the read-only flag of a free device was left by the driver.
+    pub(super) fn left_flag(&self, number: u32) -> bool {
+        self.numbers.contains(&number) && !self.stuck.contains(&number)
+    }
+
+    pub(super) fn pod(&self, folder: &str) -> Option<&str> {
+        self.pods.get(folder).map(String::as_str)
+    }
+}
