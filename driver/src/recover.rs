@@ -4,7 +4,6 @@ use std::fs;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
-use crate::volume::image;
 use crate::volume::record::State;
 use crate::volume::store::{Store, remove};
 
@@ -47,11 +46,9 @@ fn volume(store: &Store, id: &VolumeId) -> Result<(), Error> {
 }
 
 fn erase(store: &Store, id: &VolumeId, done: &str) -> Result<(), Error> {
-    image::delete(&store.image(id)).map_err(Error::storage("removing an image"))?;
-    store.remove(id)?;
+    store.erase(id)?;
     tracing::info!(volume = %id, "{done}");
-    // Held while its file goes: whoever waits for it sees that the file has no name any more.
-    remove(&store.lock(id.as_str())).map_err(Error::storage("removing a lock"))
+    Ok(())
 }
 
 /// A temporary whose volume nobody works on was left by a crash.

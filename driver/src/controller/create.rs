@@ -74,8 +74,7 @@ pub(super) fn create(
     let record = match store.read(&wanted.id)? {
         Some(found) if found.state == State::Deleting => {
             // The deletion was promised to nobody yet, but begun: it is finished before the name is used again.
-            image::delete(&store.image(&found.id)).map_err(Error::storage("finishing a deletion"))?;
-            store.remove(&found.id)?;
+            store.erase(&found.id)?;
             begin(store, capacity, wanted)?
         }
         Some(found) => match found.difference(wanted.required_bytes, wanted.limit_bytes, &wanted.fingerprint)

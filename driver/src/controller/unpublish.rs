@@ -19,18 +19,18 @@ pub(super) fn unpublish(
     let Some(id) = request::volume_id(id)? else {
         return Ok(gone);
     };
-    let path = store.lock(id.as_str());
     if store.read(&id)?.is_none() {
         return Ok(gone);
     }
-    let _lock = file_lock::lock(&path, id.as_str())?;
+    let _lock = file_lock::lock(&store.lock(id.as_str()), id.as_str())?;
     if let Some(record) = store.read(&id)? {
         let has = record
             .attachment
             .as_ref()
             .is_some_and(|a| node.is_empty() || a.node == node);
         if has {
-            delete::unused(store, &record)?;
+            // Held until the record says so: a stage that locks the image afterwards reads that it came too late.
+            let _image = delete::unused(store, &id)?;
             store.write(&Record {
                 attachment: None,
                 ..record

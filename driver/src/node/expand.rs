@@ -5,7 +5,6 @@ use super::mounted;
 use super::service::Site;
 use super::stage::{loops, smaller};
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::kernel::{KernelError, filesystem};
 use crate::request;
 use crate::volume::capability::{Capability, Fs};
@@ -21,7 +20,7 @@ pub(super) fn expand(
     let id = id.ok_or(Error::VolumeNotFound {
         id: request.volume_id,
     })?;
-    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
+    let _lock = site.lock(&id)?;
     let kernel = site.kernel.as_ref();
     let record = site
         .store

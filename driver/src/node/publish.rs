@@ -9,7 +9,6 @@ use super::service::Site;
 use super::stage::{fenced, loops};
 use super::{mounted, unpublish};
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::kernel::mountinfo::Mount;
 use crate::kernel::{LoopFlags, LoopStatus, loop_device};
@@ -62,7 +61,7 @@ impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
 
 /// Puts the volume at the target, or finds it there.
 pub(super) fn publish(site: &Site, wanted: &Wanted) -> Result<pb::NodePublishVolumeResponse, Error> {
-    let _lock = file_lock::lock(&site.store.lock(wanted.id.as_str()), wanted.id.as_str())?;
+    let _lock = site.lock(&wanted.id)?;
     let record = fenced(site, &wanted.id, &wanted.epoch)?;
     let wanted = &Wanted {
         staging: mounted::real(&wanted.staging)?,

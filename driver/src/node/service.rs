@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status};
 
 use super::{expand, publish, stage, stats, unpublish, unstage};
 use crate::error::Error;
-use crate::guard;
+use crate::guard::{self, file_lock, file_lock::Lock};
+use crate::id::VolumeId;
 use crate::kernel::Kernel;
 use crate::volume::store::Store;
 
@@ -21,6 +22,11 @@ pub(super) struct Site {
 }
 
 impl Site {
+    /// The volume's lock on this node, for the whole of a call; no controller waits for it.
+    pub(super) fn lock(&self, id: &VolumeId) -> Result<Lock, Error> {
+        file_lock::lock(&self.store.node_lock(id, &self.node), id.as_str())
+    }
+
     /// What this node writes into its loop devices: on one kernel under several nodes, as in kind, nothing else tells
     /// whose a device is.
     pub(super) fn tag(&self) -> String {

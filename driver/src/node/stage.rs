@@ -72,7 +72,7 @@ pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: &str) -> Result<Record, 
 
 /// Makes the volume available below the staging path.
 pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeResponse, Error> {
-    let _lock = file_lock::lock(&site.store.lock(wanted.id.as_str()), wanted.id.as_str())?;
+    let _lock = site.lock(&wanted.id)?;
     let record = fenced(site, &wanted.id, &wanted.epoch)?;
     if !record.offers(&wanted.capability) {
         let reason = String::from("was not asked for with this access type or filesystem");
@@ -84,13 +84,13 @@ pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeR
     let read_only = wanted.capability.mode == Mode::ReaderOnly
         || record.attached_to(&site.node).is_some_and(|a| a.read_only);
     match (wanted.capability.access, wanted.capability.fs) {
-        (Access::Mount, Some(fs)) => mount(site, wanted, &record, fs, read_only)?,
+        (Access::Mount, Some(fs)) => mount(site, wanted, fs, read_only)?,
         (Access::Mount, None) => {
             return Err(Error::Missing {
                 field: "volume_capability.mount.fs_type",
             });
         }
-        (Access::Block, _) => block(site, &wanted.id, read_only)?,
+        (Access::Block, _) => block(site, wanted, read_only)?,
     }
     Ok(pb::NodeStageVolumeResponse {})
 }
@@ -123,8 +123,27 @@ fn locked(site: &Site, id: &VolumeId) -> Result<File, Error> {
     })
 }
 
+/// [`locked`], and the record as it is since then: a detachment that saw the image free holds its lock until the record says
+/// so, so a stage that comes too late reads it here.
+fn claimed(site: &Site, wanted: &Wanted) -> Result<(File, Record), Error> {
+    let image = locked(site, &wanted.id);
+    let record = fenced(site, &wanted.id, &wanted.epoch)?;
+    Ok((image?, record))
+}
+
+/// Writes how far the filesystem is, under the record lock for this moment only: everything else in the record may have
+/// changed since it was read.
+fn mark(site: &Site, id: &VolumeId, format: Format) -> Result<(), Error> {
+    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
+    match site.store.read(id)? {
+        Some(record) => site.store.write(&Record { format, ..record }),
+        None => Err(Error::VolumeNotFound { id: id.to_string() }),
+    }
+}
+
 /// A raw device: its loop has no AUTOCLEAR, because nothing is mounted that would keep it.
-fn block(site: &Site, id: &VolumeId, read_only: bool) -> Result<(), Error> {
+fn block(site: &Site, wanted: &Wanted, read_only: bool) -> Result<(), Error> {
+    let id = &wanted.id;
     match loops(site, id)?.iter().find(|l| !l.flags.autoclear) {
         Some(found) if found.flags.read_only == read_only => {
             let device = site
@@ -145,7 +164,7 @@ fn block(site: &Site, id: &VolumeId, read_only: bool) -> Result<(), Error> {
         Some(_) => return Ok(()),
         None => {}
     }
-    let image = locked(site, id)?;
+    let (image, _) = claimed(site, wanted)?;
     let flags = LoopFlags {
         read_only,
         autoclear: false,
@@ -159,7 +178,7 @@ fn block(site: &Site, id: &VolumeId, read_only: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool) -> Result<(), Error> {
+fn mount(site: &Site, wanted: &Wanted, fs: Fs, read_only: bool) -> Result<(), Error> {
     let kernel = site.kernel.as_ref();
     let staging = mounted::real(&wanted.staging)?;
     let mounts = kernel.mounts().map_err(half("reading mountinfo"))?;
@@ -187,7 +206,7 @@ fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool)
         .mode(0o750)
         .create(&staging)
         .map_err(Error::storage("making the staging folder"))?;
-    let image = locked(site, &wanted.id)?;
+    let (image, record) = claimed(site, wanted)?;
     let blank = image::is_blank(&image).map_err(Error::storage("looking whether the image is blank"))?;
     let device = kernel
         .attach(
@@ -202,7 +221,7 @@ fn mount(site: &Site, wanted: &Wanted, record: &Record, fs: Fs, read_only: bool)
     // Closed without unlocking: the lock is of the open file, which is the loop device's now.
     drop(image);
     // From here on an error drops `device`, the only thing that keeps the loop: it frees itself, and its lock.
-    let fresh = prepare(site, record, fs, &device, blank, read_only)?;
+    let fresh = prepare(site, &record, fs, &device, blank, read_only)?;
     let (flags, data) = filesystem::mount_options(fs, &wanted.capability.mount_flags, read_only);
     kernel
         .mount(&device.path(), &staging, fs.name(), flags, &data)
@@ -272,19 +291,13 @@ fn prepare(
                 "has no filesystem yet and is read-only; write to it first",
             )));
         }
-        site.store.write(&Record {
-            format: Format::Begun(fs),
-            ..record.clone()
-        })?;
+        mark(site, &record.id, Format::Begun(fs))?;
         filesystem::make(kernel, fs, &device.path()).map_err(half("making a filesystem"))?;
         device
             .file
             .sync_all()
             .map_err(Error::storage("making a filesystem durable"))?;
-        site.store.write(&Record {
-            format: Format::Done(fs),
-            ..record.clone()
-        })?;
+        mark(site, &record.id, Format::Done(fs))?;
         return Ok(true);
     }
     if !read_only {

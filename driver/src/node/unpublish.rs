@@ -7,7 +7,6 @@ use super::mounted;
 use super::service::Site;
 use super::stage::loops;
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::kernel::{loop_device, wait};
 use crate::request;
@@ -33,14 +32,10 @@ pub(super) fn unpublish(
         remove_target(&target)?;
         return Ok(done);
     };
-    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
+    let _lock = site.lock(&id)?;
     mounted::unmount_all(site.kernel.as_ref(), &id, &target)?;
     remove_target(&target)?;
     readers(site, &id)?;
-    if site.store.read(&id)?.is_none() {
-        crate::volume::store::remove(&site.store.lock(id.as_str()))
-            .map_err(Error::storage("removing a lock"))?;
-    }
     Ok(done)
 }
 

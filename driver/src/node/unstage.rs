@@ -7,7 +7,6 @@ use super::mounted;
 use super::service::Site;
 use super::stage::loops;
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::kernel::{loop_device, wait};
 use crate::request;
@@ -19,11 +18,10 @@ pub(super) fn unstage(site: &Site, id: &str, staging: &str) -> Result<pb::NodeUn
     let Some(id) = id else {
         return Ok(pb::NodeUnstageVolumeResponse {});
     };
-    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
+    let _lock = site.lock(&id)?;
     in_use(site, &id, &staging)?;
     mounted::unmount_all(site.kernel.as_ref(), &id, &staging)?;
     release(site, &id)?;
-    forget_lock(site, &id)?;
     Ok(pb::NodeUnstageVolumeResponse {})
 }
 
@@ -64,12 +62,4 @@ fn release(site: &Site, id: &VolumeId) -> Result<(), Error> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::storage("making an image durable")(error)),
     }
-}
-
-/// A lock file of a volume that is gone was made by this very call.
-fn forget_lock(site: &Site, id: &VolumeId) -> Result<(), Error> {
-    if site.store.read(id)?.is_some() {
-        return Ok(());
-    }
-    crate::volume::store::remove(&site.store.lock(id.as_str())).map_err(Error::storage("removing a lock"))
 }

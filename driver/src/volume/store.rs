@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::image;
 use super::record::Record;
 use crate::config::is_node_id;
 use crate::error::Error;
@@ -53,9 +54,14 @@ impl Store {
         self.root.join("volumes").join(format!("{id}.img"))
     }
 
-    /// The volume's lock file.
+    /// The file of the volume's record lock, or of another lock of the whole folder.
     pub fn lock(&self, key: &str) -> PathBuf {
         self.root.join("locks").join(format!("{key}.lock"))
+    }
+
+    /// The file of the volume's lock on one node.
+    pub fn node_lock(&self, id: &VolumeId, node: &str) -> PathBuf {
+        self.root.join("locks").join(format!("{id}.{node}.node.lock"))
     }
 
     /// The folder of records and images.
@@ -105,8 +111,18 @@ impl Store {
     ///
     /// # Errors
     /// The failed call.
-    pub fn remove(&self, id: &VolumeId) -> Result<(), Error> {
+    fn remove(&self, id: &VolumeId) -> Result<(), Error> {
         remove(&self.record(id)).map_err(Error::storage(format!("removing the record of {id}")))
+    }
+
+    /// The end of every deletion, by the holder of the record lock: the image goes, then the record that says *deleting*. A
+    /// crash in between is finished by whoever sees the record next.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn erase(&self, id: &VolumeId) -> Result<(), Error> {
+        image::delete(&self.image(id)).map_err(Error::storage(format!("removing the image of {id}")))?;
+        self.remove(id)
     }
 
     /// The ids that have a record, in order.
