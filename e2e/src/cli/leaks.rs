@@ -4,6 +4,7 @@ use std::sync::Arc;
 use super::args::LeaksArgs;
 use super::exit::Exit;
 use super::run::client;
+use crate::clock::Clock;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::kind;
 use crate::ledger::{Kind, Ledger, diff};
@@ -15,10 +16,14 @@ use crate::ledger::{Kind, Ledger, diff};
 pub async fn leaks(args: &LeaksArgs) -> anyhow::Result<Exit> {
     let cluster = Arc::new(kind::find(&args.on)?);
     let client = client(&cluster).await?;
-    let ledger = Gatherer::new(&cluster, &client).gather().await?.ledger();
+    let gatherer = Gatherer::new(&cluster, &client, Clock::start());
+    let ledger = gatherer.gather().await?.ledger();
     let of_driver = |kind: Kind| matches!(kind, Kind::CsiNode | Kind::Lease | Kind::DriverPod);
     let volumes = Ledger::new(ledger.entries.into_iter().filter(|e| !of_driver(e.kind)));
-    let found = diff(&Ledger::default(), &volumes);
+    let mut found = diff(&Ledger::default(), &volumes);
+    if !found.is_empty() {
+        found.attribute(&gatherer.calls().await, gatherer.started_at());
+    }
     for line in found.lines() {
         println!("{line}");
     }

@@ -268,7 +268,7 @@ async fn job(
     }
 
     let runner = Runner {
-        facts: Arc::new(Gatherer::new(&cluster, &client)),
+        facts: Arc::new(Gatherer::new(&cluster, &client, clock)),
         client,
         cluster: Arc::clone(&cluster),
         recorder: recorder.clone(),

@@ -14,6 +14,8 @@ use crate::progress::Progress;
 pub const RELEASE: &str = "holdfast";
 /// Namespace of the driver's pods and leases.
 pub const NAMESPACE: &str = "holdfast-system";
+/// The driver's container in each of its pods.
+pub const DRIVER_CONTAINER: &str = "driver";
 /// The CSI driver's name.
 pub const DRIVER_NAME: &str = "holdfast.csi";
 /// Where the data folder is mounted on every node, and in the driver's pods.

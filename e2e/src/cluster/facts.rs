@@ -3,16 +3,20 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use futures::future::{try_join, try_join_all};
-use kube::Client;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, LogParams};
+use kube::{Api, Client, ResourceExt};
 
 use super::kind::{Cluster, DATA_DIR};
 use super::objects::Listed;
 use super::shared::Shared;
-use super::{ClusterError, at, call};
+use super::{ClusterError, at, call, chart};
+use crate::clock::Clock;
 use crate::command::Command;
-use crate::ledger::{BackendFile, Facts, FileId, Loop, Memory, parse_listed};
+use crate::ledger::{BackendFile, Call, Facts, FileId, Loop, Memory, parse_calls, parse_listed};
 
 /// Where kubelet keeps its pods and plugins.
 pub const KUBELET: &str = "/var/lib/kubelet";
@@ -37,16 +41,18 @@ true"#;
 pub struct Gatherer {
     cluster: Arc<Cluster>,
     client: Client,
+    clock: Clock,
     memory: Mutex<Memory>,
     shared: Shared<Facts>,
 }
 
 impl Gatherer {
-    /// For `cluster`, by `client`.
-    pub fn new(cluster: &Arc<Cluster>, client: &Client) -> Self {
+    /// For `cluster`, by `client`, in the run of `clock`.
+    pub fn new(cluster: &Arc<Cluster>, client: &Client, clock: Clock) -> Self {
         Self {
             cluster: Arc::clone(cluster),
             client: client.clone(),
+            clock,
             memory: Mutex::default(),
             shared: Shared::default(),
         }
@@ -58,6 +64,32 @@ impl Gatherer {
     /// If anything cannot be read: a missing reading is never "nothing there".
     pub async fn gather(&self) -> Result<Arc<Facts>, ClusterError> {
         self.shared.get(self.read()).await
+    }
+
+    /// What the driver's containers, those before the last restart too, logged of their calls. It explains a leak and proves
+    /// nothing: what cannot be read is left out.
+    pub async fn calls(&self) -> Vec<Call> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        let list = pods.list(&ListParams::default()).await.map(|list| list.items);
+        let mut calls = Vec::new();
+        for pod in list.unwrap_or_default() {
+            for previous in [true, false] {
+                let parameters = LogParams {
+                    container: Some(chart::DRIVER_CONTAINER.to_owned()),
+                    previous,
+                    ..LogParams::default()
+                };
+                if let Ok(log) = pods.logs(&pod.name_any(), &parameters).await {
+                    calls.extend(parse_calls(&log));
+                }
+            }
+        }
+        calls
+    }
+
+    /// When the run began whose leaks are looked for.
+    pub fn started_at(&self) -> SystemTime {
+        self.clock.started_at()
     }
 
     /// The loop devices over the cluster's files now: number and backing file.

@@ -34,7 +34,7 @@ mod tests {
                 owner: String::from("volume 1"),
                 volume: String::from("1"),
             }],
-            lost: Vec::new(),
+            ..Diff::default()
         };
         let findings = check(&diff);
         assert_eq!(findings[0].outcome, Outcome::Leaked);

@@ -1,6 +1,10 @@
 //! What is there after and was not before, and the reverse.
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
+use super::calls::{Call, last_touch};
 use super::entry::{Entry, Ledger};
 
 /// A difference of two ledgers.
@@ -10,6 +14,9 @@ pub struct Diff {
     pub left: Vec<Entry>,
     /// What is missing.
     pub lost: Vec<Entry>,
+    /// The call that touched a volume last, by the driver's id of it.
+    #[serde(default)]
+    pub touched: BTreeMap<String, String>,
 }
 
 impl Diff {
@@ -18,15 +25,26 @@ impl Diff {
         self.left.is_empty() && self.lost.is_empty()
     }
 
-    /// One line an entry: `+` outlived, `-` is missing.
+    /// Takes from the driver's `calls` which one touched each volume last; `start` is the run's.
+    pub fn attribute(&mut self, calls: &[Call], start: SystemTime) {
+        for entry in self.left.iter().chain(&self.lost) {
+            if let Some(touch) = last_touch(calls, &entry.volume, start) {
+                self.touched.insert(entry.volume.clone(), touch);
+            }
+        }
+    }
+
+    /// An entry each: `+` outlived, `-` is missing; whose it is, and on a line of its own who touched it last.
     pub fn lines(&self) -> Vec<String> {
         let line = |sign: char, e: &Entry| {
+            let touch = match self.touched.get(&e.volume) {
+                Some(call) => format!("by {call}"),
+                None => String::from("by: unknown"),
+            };
+            let kind = e.kind.name();
             format!(
-                "{sign} {:<20} {}  on {}  owner {}",
-                e.kind.name(),
-                e.name,
-                e.place,
-                e.owner
+                "{sign} {kind:<20} {}  on {}  owner {}\n  {:<20} last touched {touch}",
+                e.name, e.place, e.owner, ""
             )
         };
         let left = self.left.iter().map(|e| line('+', e));
@@ -46,6 +64,7 @@ pub fn diff(before: &Ledger, after: &Ledger) -> Diff {
     Diff {
         left: missing(after, before),
         lost: lost.into_iter().filter(|e| !e.kind.is_debris()).collect(),
+        touched: BTreeMap::new(),
     }
 }
 
@@ -84,5 +103,18 @@ mod tests {
         let before = Ledger::new([debris.clone()]);
         assert!(diff(&before, &Ledger::default()).is_empty());
         assert_eq!(diff(&Ledger::default(), &before).left, [debris]);
+    }
+
+    #[test]
+    fn a_line_names_the_owner_and_the_last_call() {
+        let call = r#"{"timestamp":"1970-01-01T00:00:18.204Z","call":41,"rpc":"NodeUnstageVolume","volume":"a","code":"Ok"}"#;
+        let mut found = diff(&Ledger::default(), &Ledger::new([entry("a"), entry("b")]));
+        found.attribute(&super::super::parse_calls(call), SystemTime::UNIX_EPOCH);
+        let lines = found.lines();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>().join(" "),
+            "+ image a on backend owner volume a last touched by NodeUnstageVolume, call 41, +18.204 s, OK"
+        );
+        assert!(lines[1].ends_with("last touched by: unknown"), "{}", lines[1]);
     }
 }

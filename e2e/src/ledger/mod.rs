@@ -1,5 +1,6 @@
 //! What exists of volumes on a cluster: parsed from raw facts, compared before and after.
 mod backend;
+mod calls;
 mod diff;
 mod entry;
 mod facts;
@@ -10,6 +11,7 @@ mod mounts;
 mod objects;
 mod owners;
 
+pub use calls::{Call, parse_calls};
 pub use diff::{Diff, diff};
 pub use entry::{Entry, Kind, Ledger};
 pub use facts::{BackendFile, Facts, FileId, LivePod};

@@ -12,7 +12,8 @@ pub(super) async fn look(facts: &Gatherer) -> Result<Ledger, ClusterError> {
     Ok(facts.gather().await?.ledger())
 }
 
-/// The difference to `before` once it is empty, or when the bound has passed; without `patient`, now.
+/// The difference to `before` once it is empty, or when the bound has passed, with the calls that explain it; without
+/// `patient`, now.
 /// With `tokens` only what belongs to one scenario is compared.
 pub(super) async fn settle(
     facts: &Gatherer,
@@ -29,8 +30,12 @@ pub(super) async fn settle(
         match look(facts).await {
             Ok(after) => {
                 let after = tokens.map_or_else(|| after.clone(), |tokens| after.of(tokens));
-                let found = diff(before, &after);
-                if found.is_empty() || over {
+                let mut found = diff(before, &after);
+                if found.is_empty() {
+                    return Ok(found);
+                }
+                if over {
+                    found.attribute(&facts.calls().await, facts.started_at());
                     return Ok(found);
                 }
             }
