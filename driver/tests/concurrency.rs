@@ -14,6 +14,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use common::*;
+use holdfast_driver::id::VolumeId;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
@@ -118,8 +119,95 @@ async fn no_lock_outlives_its_call() {
     assert_eq!(left, Vec::<String>::new());
 }
 
+/// A second identical call gets the answer of the first; another one for the same name is judged after it.
+async fn a_twin_joins_and_a_rival_comes_after() {
+    let driver = Driver::start();
+    let id = VolumeId::of_name("twin");
+    let held = flocked(&driver.path(&format!("data/locks/{id}.lock")));
+    let call = |bytes: i64| {
+        let channel = driver.channel();
+        async move {
+            ControllerClient::new(channel.await)
+                .create_volume(create("twin", None, bytes, bytes))
+                .await
+        }
+    };
+    let log = || std::fs::read_to_string(driver.path("log")).unwrap();
+    let release = async {
+        let since = Instant::now();
+        while !log().contains("joins") {
+            assert!(since.elapsed() < PROMPT, "no twin joined: {}", log());
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+    };
+    let (first, twin, rival, ()) = tokio::join!(call(MIB), call(MIB), call(2 * MIB), release);
+    let id_of =
+        |reply: tonic::Response<pb::CreateVolumeResponse>| reply.into_inner().volume.unwrap().volume_id;
+    // Which of the two sizes comes first is open; the twins agree, and the other is refused.
+    match (first, twin) {
+        (Ok(first), Ok(twin)) => {
+            assert_eq!((id_of(first), id_of(twin)), (id.to_string(), id.to_string()));
+            assert_eq!(wait_code(rival), Code::AlreadyExists);
+        }
+        (first, twin) => {
+            assert_eq!(
+                (wait_code(first), wait_code(twin)),
+                (Code::AlreadyExists, Code::AlreadyExists)
+            );
+            rival.unwrap();
+        }
+    }
+}
+
+/// A client whose deadline of 1 ms passes, and one that vanishes, leave work that is done and can be asked for again.
+async fn work_outlives_its_caller() {
+    let driver = Driver::start();
+    for name in ["deadline", "vanished"] {
+        let id = VolumeId::of_name(name);
+        let held = flocked(&driver.path(&format!("data/locks/{id}.lock")));
+        let channel = driver.channel().await;
+        let since = Instant::now();
+        let mut vanishing = ControllerClient::new(channel.clone());
+        let call = (name == "vanished")
+            .then(|| tokio::spawn(async move { vanishing.create_volume(create(name, None, MIB, 0)).await }));
+        // Once a twin has joined, a first one is in flight, whose own deadline of 1 ms may have passed long ago.
+        let joined = |line: &str| line.contains("\"joins\"") && line.contains(id.as_str());
+        while !std::fs::read_to_string(driver.path("log"))
+            .unwrap()
+            .lines()
+            .any(joined)
+        {
+            assert!(since.elapsed() < PROMPT, "{name}: no call is in flight");
+            let mut request = tonic::Request::new(create(name, None, MIB, 0));
+            request.set_timeout(Duration::from_millis(1));
+            ControllerClient::new(channel.clone())
+                .create_volume(request)
+                .await
+                .unwrap_err();
+        }
+        call.inspect(|call| call.abort());
+        drop(held);
+        let record = driver.path(&format!("data/volumes/{id}.json"));
+        while !std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"ready\"")) {
+            assert!(since.elapsed() < PROMPT, "{name}: no volume came");
+            tokio::task::yield_now().await;
+        }
+        let mut controller = ControllerClient::new(channel);
+        let again = controller
+            .create_volume(create(name, None, MIB, 0))
+            .await
+            .unwrap();
+        assert_eq!(again.into_inner().volume.unwrap().volume_id, id.to_string());
+    }
+}
+
 fn main() {
     run_cases(vec![
+        ("a_twin_joins_and_a_rival_comes_after", || {
+            run(a_twin_joins_and_a_rival_comes_after())
+        }),
+        ("work_outlives_its_caller", || run(work_outlives_its_caller())),
         ("a_hanging_node_blocks_no_controller", || {
             run(a_hanging_node_blocks_no_controller())
         }),

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{create, delete, expand, list, publish, unpublish, validate};
 use crate::error::Error;
-use crate::guard;
+use crate::guard::Guard;
 use crate::id::VolumeId;
 use crate::volume::store::Store;
 
@@ -16,6 +16,7 @@ use crate::volume::store::Store;
 #[derive(Clone, Debug)]
 pub struct ControllerService {
     store: Arc<Store>,
+    guard: Guard,
     capacity_bytes: Option<u64>,
 }
 
@@ -36,6 +37,7 @@ impl ControllerService {
     pub fn new(store: Arc<Store>, capacity_bytes: Option<u64>) -> Self {
         Self {
             store,
+            guard: Guard::default(),
             capacity_bytes,
         }
     }
@@ -53,21 +55,25 @@ impl Controller for ControllerService {
     ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
-        let id = VolumeId::of_name(&request.name).to_string();
-        guard::run("CreateVolume", id, move || {
-            create::create(&store, capacity, &create::Wanted::try_from(request)?)
-        })
-        .await
-        .map(Response::new)
+        let id = VolumeId::of_name(&request.name);
+        self.guard
+            .run("CreateVolume", id.as_str(), request, move |request| {
+                create::create(&store, capacity, &create::Wanted::try_from(request)?)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn delete_volume(
         &self,
         request: Request<pb::DeleteVolumeRequest>,
     ) -> Result<Response<pb::DeleteVolumeResponse>, Status> {
-        let id = request.into_inner().volume_id;
-        let store = Arc::clone(&self.store);
-        guard::run("DeleteVolume", id.clone(), move || delete::delete(&store, &id))
+        let request = request.into_inner();
+        let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
+        self.guard
+            .run("DeleteVolume", &id, request, move |request| {
+                delete::delete(&store, &request.volume_id)
+            })
             .await
             .map(Response::new)
     }
@@ -79,11 +85,12 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let store = Arc::clone(&self.store);
         let id = request.volume_id.clone();
-        guard::run("ControllerPublishVolume", id, move || {
-            publish::publish(&store, publish::Wanted::try_from(request)?)
-        })
-        .await
-        .map(Response::new)
+        self.guard
+            .run("ControllerPublishVolume", &id, request, move |request| {
+                publish::publish(&store, publish::Wanted::try_from(request)?)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn controller_unpublish_volume(
@@ -92,8 +99,10 @@ impl Controller for ControllerService {
     ) -> Result<Response<pb::ControllerUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
-        let work = move || unpublish::unpublish(&store, &request.volume_id, &request.node_id);
-        guard::run("ControllerUnpublishVolume", id, work)
+        self.guard
+            .run("ControllerUnpublishVolume", &id, request, move |request| {
+                unpublish::unpublish(&store, &request.volume_id, &request.node_id)
+            })
             .await
             .map(Response::new)
     }
@@ -105,11 +114,12 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let store = Arc::clone(&self.store);
         let id = request.volume_id.clone();
-        guard::run("ValidateVolumeCapabilities", id, move || {
-            validate::validate(&store, request)
-        })
-        .await
-        .map(Response::new)
+        self.guard
+            .look("ValidateVolumeCapabilities", &id, move || {
+                validate::validate(&store, request)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn list_volumes(
@@ -118,7 +128,8 @@ impl Controller for ControllerService {
     ) -> Result<Response<pb::ListVolumesResponse>, Status> {
         let request = request.into_inner();
         let store = Arc::clone(&self.store);
-        guard::run("ListVolumes", String::new(), move || list::list(&store, &request))
+        self.guard
+            .look("ListVolumes", "", move || list::list(&store, &request))
             .await
             .map(Response::new)
     }
@@ -129,11 +140,12 @@ impl Controller for ControllerService {
     ) -> Result<Response<pb::GetCapacityResponse>, Status> {
         let request = request.into_inner();
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
-        guard::run("GetCapacity", String::new(), move || {
-            list::capacity(&store, capacity, request)
-        })
-        .await
-        .map(Response::new)
+        self.guard
+            .look("GetCapacity", "", move || {
+                list::capacity(&store, capacity, request)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn controller_get_capabilities(
@@ -159,11 +171,12 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
         let id = request.volume_id.clone();
-        guard::run("ControllerExpandVolume", id, move || {
-            expand::expand(&store, capacity, request)
-        })
-        .await
-        .map(Response::new)
+        self.guard
+            .run("ControllerExpandVolume", &id, request, move |request| {
+                expand::expand(&store, capacity, request)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn controller_list_volume_health(

@@ -8,7 +8,8 @@ use tonic::{Request, Response, Status};
 
 use super::{expand, publish, stage, stats, unpublish, unstage};
 use crate::error::Error;
-use crate::guard::{self, file_lock, file_lock::Lock};
+use crate::guard::Guard;
+use crate::guard::file_lock::{self, Lock};
 use crate::id::VolumeId;
 use crate::kernel::Kernel;
 use crate::volume::store::Store;
@@ -44,6 +45,7 @@ impl Site {
 #[derive(Clone, Debug)]
 pub struct NodeService {
     site: Site,
+    guard: Guard,
     limit: u32,
 }
 
@@ -63,6 +65,7 @@ impl NodeService {
                 kernel,
                 node: node.to_owned(),
             },
+            guard: Guard::default(),
             limit,
         }
     }
@@ -75,12 +78,13 @@ impl Node for NodeService {
         request: Request<pb::NodeStageVolumeRequest>,
     ) -> Result<Response<pb::NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
-        guard::run("NodeStageVolume", request.volume_id.clone(), move || {
-            stage::stage(&site, &stage::Wanted::try_from(request)?)
-        })
-        .await
-        .map(Response::new)
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
+        self.guard
+            .run("NodeStageVolume", &id, request, move |request| {
+                stage::stage(&site, &stage::Wanted::try_from(request)?)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn node_unstage_volume(
@@ -89,8 +93,12 @@ impl Node for NodeService {
     ) -> Result<Response<pb::NodeUnstageVolumeResponse>, Status> {
         let request = request.into_inner();
         let (site, id) = (self.site.clone(), request.volume_id.clone());
-        let work = move || unstage::unstage(&site, &request.volume_id, &request.staging_target_path);
-        guard::run("NodeUnstageVolume", id, work).await.map(Response::new)
+        self.guard
+            .run("NodeUnstageVolume", &id, request, move |request| {
+                unstage::unstage(&site, &request.volume_id, &request.staging_target_path)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn node_publish_volume(
@@ -98,12 +106,13 @@ impl Node for NodeService {
         request: Request<pb::NodePublishVolumeRequest>,
     ) -> Result<Response<pb::NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
-        guard::run("NodePublishVolume", request.volume_id.clone(), move || {
-            publish::publish(&site, &publish::Wanted::try_from(request)?)
-        })
-        .await
-        .map(Response::new)
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
+        self.guard
+            .run("NodePublishVolume", &id, request, move |request| {
+                publish::publish(&site, &publish::Wanted::try_from(request)?)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn node_unpublish_volume(
@@ -112,8 +121,10 @@ impl Node for NodeService {
     ) -> Result<Response<pb::NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let (site, id) = (self.site.clone(), request.volume_id.clone());
-        let work = move || unpublish::unpublish(&site, &request.volume_id, &request.target_path);
-        guard::run("NodeUnpublishVolume", id, work)
+        self.guard
+            .run("NodeUnpublishVolume", &id, request, move |request| {
+                unpublish::unpublish(&site, &request.volume_id, &request.target_path)
+            })
             .await
             .map(Response::new)
     }
@@ -123,12 +134,11 @@ impl Node for NodeService {
         request: Request<pb::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<pb::NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
-        guard::run("NodeGetVolumeStats", request.volume_id.clone(), move || {
-            stats::stats(&site, &request)
-        })
-        .await
-        .map(Response::new)
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
+        self.guard
+            .look("NodeGetVolumeStats", &id, move || stats::stats(&site, &request))
+            .await
+            .map(Response::new)
     }
 
     async fn node_expand_volume(
@@ -136,12 +146,13 @@ impl Node for NodeService {
         request: Request<pb::NodeExpandVolumeRequest>,
     ) -> Result<Response<pb::NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
-        let site = self.site.clone();
-        guard::run("NodeExpandVolume", request.volume_id.clone(), move || {
-            expand::expand(&site, request)
-        })
-        .await
-        .map(Response::new)
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
+        self.guard
+            .run("NodeExpandVolume", &id, request, move |request| {
+                expand::expand(&site, request)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn node_get_capabilities(
