@@ -105,23 +105,24 @@ impl Listed {
             .collect()
     }
 
-    /// Pods are counted by component: their names change with every failover.
+    /// Pods are counted by component, for their names change with every failover; the owner tells the name.
     fn driver_pods(&self) -> Vec<Object> {
+        let mut pods: Vec<(&str, String, &Pod)> = self
+            .of_driver()
+            .map(|(pod, component)| (component, pod.name_any(), pod))
+            .collect();
+        pods.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-        for (_, component) in self.of_driver() {
-            *counts.entry(component).or_insert(0) += 1;
-        }
-        counts
-            .into_iter()
-            .map(|(component, count)| Object {
-                kind: Kind::DriverPod,
-                name: format!("{component} x {count}"),
-                uid: String::new(),
-                volume: String::new(),
-                claim: String::new(),
-                owner: String::from("the driver"),
-                finalizers: Vec::new(),
-                terminating: false,
+        pods.into_iter()
+            .map(|(component, name, pod)| {
+                let number = counts.entry(component).or_insert(0);
+                *number += 1;
+                let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+                let owner = format!("the driver, pod {name} on {}", node.unwrap_or("no node"));
+                Object {
+                    name: format!("{component} {number}"),
+                    ..object(Kind::DriverPod, pod, owner)
+                }
             })
             .collect()
     }
