@@ -12,12 +12,21 @@ use crate::volume::store::{Store, remove};
 /// # Errors
 /// If the folder cannot be listed; the trouble of one volume is logged and stops nothing.
 pub fn sweep(store: &Store) -> Result<(), Error> {
-    for id in store.ids()? {
+    // A volume that can be used needs nothing: only the others are locked and read again.
+    let odd: Vec<VolumeId> = store.look(|all| {
+        let cut_off = all.after(None).filter(|r| r.state != State::Ready).map(|r| &r.id);
+        cut_off
+            .chain(all.unreadable().map(|(id, _)| id))
+            .cloned()
+            .collect()
+    })?;
+    for id in odd {
         if let Err(error) = volume(store, &id) {
             tracing::warn!(volume = %id, error = error.message(), "not recovered now");
         }
     }
-    temporaries(store)
+    temporaries(store)?;
+    locks(store)
 }
 
 fn volume(store: &Store, id: &VolumeId) -> Result<(), Error> {
@@ -66,6 +75,19 @@ fn temporaries(store: &Store) -> Result<(), Error> {
         };
         if let Ok(Some(_lock)) = file_lock::try_lock(&store.lock(id.as_str())) {
             remove(&entry.path()).map_err(failed())?;
+        }
+    }
+    Ok(())
+}
+
+/// A lock of a volume that nobody holds was left by a crash: taken once, its file goes with it.
+fn locks(store: &Store) -> Result<(), Error> {
+    let failed = || Error::storage("listing locks");
+    for entry in fs::read_dir(store.root().join("locks")).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        let of_a_volume = |name: &str| name.split('.').next().and_then(VolumeId::parse).is_some();
+        if entry.file_name().to_str().is_some_and(of_a_volume) {
+            drop(file_lock::try_lock(&entry.path()).map_err(failed())?);
         }
     }
     Ok(())

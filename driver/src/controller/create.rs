@@ -116,9 +116,7 @@ fn begin(store: &Store, capacity: Option<u64>, wanted: &Wanted) -> Result<Record
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::storage("looking for an image without record")(error)),
     }
-    let _space = file_lock::lock(&store.lock("capacity"), "capacity")?;
     let total = space::total(store.root(), capacity)?;
-    space::reserve(total, &store.all()?, wanted.size_bytes)?;
     let record = Record {
         version: 1,
         id: wanted.id.clone(),
@@ -130,7 +128,10 @@ fn begin(store: &Store, capacity: Option<u64>, wanted: &Wanted) -> Result<Record
         epoch: 0,
         attachment: None,
     };
-    store.write(&record)?;
+    // Its name becomes durable with the image's, before anybody is told.
+    store.reserve(&record, |all| {
+        space::reserve(total, all.promised_bytes(), wanted.size_bytes)
+    })?;
     Ok(record)
 }
 
@@ -138,7 +139,7 @@ fn finish(store: &Store, record: Record) -> Result<Record, Error> {
     if record.state == State::Ready {
         return Ok(record);
     }
-    image::create(&store.image(&record.id), record.size_bytes).map_err(Error::storage("making an image"))?;
+    store.make_image(&record)?;
     let ready = Record {
         state: State::Ready,
         ..record

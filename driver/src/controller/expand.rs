@@ -48,10 +48,10 @@ pub(super) fn expand(
     }
     let size_bytes = wanted.max(record.size_bytes);
     if size_bytes > record.size_bytes {
-        let _space = file_lock::lock(&store.lock("capacity"), "capacity")?;
         let total = space::total(store.root(), capacity)?;
-        space::reserve(total, &store.all()?, size_bytes - record.size_bytes)?;
-        store.write(&Record { size_bytes, ..record })?;
+        let more = size_bytes - record.size_bytes;
+        let larger = Record { size_bytes, ..record };
+        store.write_if(&larger, |all| space::reserve(total, all.promised_bytes(), more))?;
     }
     // Also where the record has the size: a crash may have come between the two.
     image::grow(&store.image(&id), size_bytes).map_err(Error::storage("growing an image"))?;

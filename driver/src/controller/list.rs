@@ -1,9 +1,12 @@
 //! ListVolumes and GetCapacity.
+use std::sync::Arc;
+
 use holdfast_proto::csi as pb;
 
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::request;
+use crate::volume::index::Index;
 use crate::volume::record::{Record, State};
 use crate::volume::store::Store;
 use crate::volume::{capability, space};
@@ -25,27 +28,22 @@ pub(super) fn list(store: &Store, wanted: &pb::ListVolumesRequest) -> Result<pb:
             token: token.to_owned(),
         })?),
     };
-    let mut entries = Vec::new();
-    let mut next_token = String::new();
-    let mut last = None;
-    for id in store
-        .ids()?
-        .into_iter()
-        .filter(|id| after.as_ref().is_none_or(|after| id > after))
-    {
-        let Ok(Some(record)) = store.read(&id) else {
-            continue;
-        };
-        if record.state != State::Ready {
-            continue;
-        }
-        if entries.len() == page {
-            next_token = last.map(|id: VolumeId| id.to_string()).unwrap_or_default();
-            break;
-        }
-        entries.push(entry(&record));
-        last = Some(id);
-    }
+    let ready = |record: &&Arc<Record>| record.state == State::Ready;
+    // One more than the page says whether there is another page.
+    let mut records: Vec<Arc<Record>> = store.look(|all| {
+        all.after(after.as_ref())
+            .filter(ready)
+            .take(page + 1)
+            .cloned()
+            .collect()
+    })?;
+    let more = records.len() > page;
+    records.truncate(page);
+    let next_token = match records.last() {
+        Some(last) if more => last.id.to_string(),
+        Some(_) | None => String::new(),
+    };
+    let entries = records.iter().map(|record| entry(record)).collect();
     Ok(pb::ListVolumesResponse { entries, next_token })
 }
 
@@ -71,7 +69,10 @@ pub(super) fn capacity(
         wanted.volume_capabilities.is_empty() || capability::all(wanted.volume_capabilities.clone()).is_ok();
     let offered = offered && request::parameters(wanted.parameters).is_ok();
     let free = if offered {
-        space::free(space::total(store.root(), configured)?, &store.all()?)
+        space::free(
+            space::total(store.root(), configured)?,
+            store.look(Index::promised_bytes)?,
+        )
     } else {
         0
     };

@@ -69,34 +69,28 @@ pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPub
         }
         Some(now) => Ok(context(now.epoch)),
         None => {
-            room(store, &wanted.node, limit)?;
             let epoch = record.epoch + 1;
             let attachment = Attachment {
-                node: wanted.node,
+                node: wanted.node.clone(),
                 epoch,
                 read_only: wanted.read_only,
                 capability: wanted.capability,
             };
-            store.write(&Record {
+            let attached = Record {
                 epoch,
                 attachment: Some(attachment),
                 ..record
+            };
+            store.write_if(&attached, |all| {
+                room(&wanted.node, limit, all.attached(&wanted.node))
             })?;
             Ok(context(epoch))
         }
     }
 }
 
-fn room(store: &Store, node: &str, limit: u32) -> Result<(), Error> {
-    if limit == 0 {
-        return Ok(());
-    }
-    let taken = store
-        .all()?
-        .iter()
-        .filter(|r| r.attached_to(node).is_some())
-        .count();
-    if taken < usize::try_from(limit).unwrap_or(usize::MAX) {
+fn room(node: &str, limit: u32, taken: u32) -> Result<(), Error> {
+    if limit == 0 || taken < limit {
         return Ok(());
     }
     Err(Error::NodeFull {

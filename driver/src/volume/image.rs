@@ -1,30 +1,22 @@
-//! The image of a volume: a sparse file that is there whole, or not at all.
+//! The image of a volume: a sparse file.
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::store::{remove, sync_folder};
-
-/// Makes an empty image of `size_bytes`, durably; one that is there already is grown to it.
+/// Makes an empty image of `size_bytes`, all but its name durably; one that is there already is grown to it. Until its record
+/// says *ready*, whatever is at this path is nobody's.
 ///
 /// # Errors
 /// The failed call.
 pub fn create(path: &Path, size_bytes: u64) -> io::Result<()> {
-    if path.exists() {
-        return grow(path, size_bytes);
-    }
-    let temporary = path.with_extension("img.tmp");
     let file = OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(0o660)
-        .open(&temporary)?;
-    file.set_len(size_bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_folder(path.parent().unwrap_or(Path::new("/")))
+        .open(path)?;
+    resize(&file, size_bytes)
 }
 
 /// Makes the image at least `size_bytes` long, durably; it never shrinks.
@@ -32,7 +24,10 @@ pub fn create(path: &Path, size_bytes: u64) -> io::Result<()> {
 /// # Errors
 /// The failed call.
 pub fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
+    resize(&OpenOptions::new().write(true).open(path)?, size_bytes)
+}
+
+fn resize(file: &File, size_bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() < size_bytes {
         file.set_len(size_bytes)?;
     }
@@ -65,13 +60,4 @@ pub fn is_blank(file: &File) -> io::Result<bool> {
         Err(nix::errno::Errno::ENXIO) => Ok(true),
         Err(errno) => Err(errno.into()),
     }
-}
-
-/// Removes the image; one that is gone is no error.
-///
-/// # Errors
-/// The failed call.
-pub fn delete(path: &Path) -> io::Result<()> {
-    remove(&path.with_extension("img.tmp"))?;
-    remove(path)
 }

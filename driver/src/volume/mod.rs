@@ -1,6 +1,9 @@
 //! What a volume is: its id, its record, its image, and what is promised to all of them.
 pub mod capability;
+mod commit;
 pub mod image;
+pub mod index;
 pub mod record;
 pub mod space;
 pub mod store;
+mod watch;

@@ -2,7 +2,6 @@
 use std::path::Path;
 
 use super::capability::{Access, Capability, Fs};
-use super::record::Record;
 use crate::error::Error;
 
 /// A filesystem's block: sizes are whole numbers of it.
@@ -76,21 +75,21 @@ pub fn total(root: &Path, configured: Option<u64>) -> Result<u64, Error> {
 }
 
 /// Bytes not yet promised.
-pub fn free(total: u64, records: &[Record]) -> u64 {
-    total.saturating_sub(records.iter().map(|r| r.size_bytes).sum())
+pub fn free(total: u64, promised_bytes: u64) -> u64 {
+    total.saturating_sub(promised_bytes)
 }
 
 /// Fails unless `more` bytes can be promised.
 ///
 /// # Errors
 /// OUT_OF_RANGE if they never could, RESOURCE_EXHAUSTED if they cannot now.
-pub fn reserve(total: u64, records: &[Record], more: u64) -> Result<(), Error> {
+pub fn reserve(total: u64, promised_bytes: u64, more: u64) -> Result<(), Error> {
     if more > total {
         return Err(Error::Size {
             reason: format!("{more} bytes are wanted, the data folder has {total} in all"),
         });
     }
-    let free_bytes = free(total, records);
+    let free_bytes = free(total, promised_bytes);
     if more > free_bytes {
         return Err(Error::NoSpace {
             wanted_bytes: more,

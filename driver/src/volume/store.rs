@@ -1,21 +1,35 @@
 //! Records on disk: temporary file, fsync, rename, fsync of the folder; never a record that is half there.
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::commit::Commit;
 use super::image;
+use super::index::Index;
 use super::record::Record;
 use crate::config::is_node_id;
 use crate::error::Error;
 use crate::id::VolumeId;
+use crate::kernel::wait;
 
 const VERSION: u32 = 1;
+/// How long a call waits for another process that is about to make a promise; its own takes microseconds.
+const LIMIT: Duration = Duration::from_secs(8);
 
 /// The data folder.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Fsyncs of the volumes folder.
+    commit: Commit,
+    index: Mutex<Option<Index>>,
+    /// Locked while something is promised that all volumes together must allow: by the mutex against this process's calls,
+    /// by its flock against other processes.
+    promises: Mutex<File>,
 }
 
 impl Store {
@@ -39,8 +53,17 @@ impl Store {
             let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o2770));
         }
         sync_folder(root)?;
+        let promises = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o660)
+            .open(root.join("locks").join("promises.lock"))?;
         Ok(Self {
             root: root.to_owned(),
+            commit: Commit::open(&root.join("volumes"))?,
+            index: Mutex::default(),
+            promises: Mutex::new(promises),
         })
     }
 
@@ -97,22 +120,89 @@ impl Store {
         Ok(Some(record))
     }
 
-    /// Makes `record` durable in place of the one before.
+    /// Makes `record` durable in place of the one before, by the holder of the volume's record lock.
     ///
     /// # Errors
-    /// The failed call; the one before is still there then.
+    /// The failed call; the one before is still there then, or the new one is not yet durable.
     pub fn write(&self, record: &Record) -> Result<(), Error> {
         let step = || format!("writing the record of {}", record.id);
-        let text = serde_json::to_vec(record).map_err(|e| Error::storage(step())(e.into()))?;
-        replace(&self.record(&record.id), &text).map_err(Error::storage(step()))
+        let temporary = self.prepare(record)?;
+        fs::rename(&temporary, self.record(&record.id)).map_err(Error::storage(step()))?;
+        self.sync(step())
     }
 
-    /// Removes the record; one that is gone is no error.
+    /// [`Store::write`], if what all volumes have together allows it: nothing is promised by anybody, in any process, between
+    /// the look of `allowed` and the record.
+    ///
+    /// # Errors
+    /// What `allowed` says, ABORTED if another process does not let go, or the failed call.
+    pub fn write_if(
+        &self,
+        record: &Record,
+        allowed: impl FnOnce(&Index) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.reserve(record, allowed)?;
+        self.sync(format!("writing the record of {}", record.id))
+    }
+
+    /// [`Store::write_if`] that leaves it to the next [`Store::sync`] to make the record's name durable, for whoever has
+    /// more to name.
+    ///
+    /// # Errors
+    /// Those of [`Store::write_if`].
+    pub fn reserve(
+        &self,
+        record: &Record,
+        allowed: impl FnOnce(&Index) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let step = || format!("writing the record of {}", record.id);
+        let temporary = self.prepare(record)?;
+        // What is new to this process is read before anybody has to wait for it.
+        self.look(|_| ())?;
+        let promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = exclusive(&promises)
+            .and_then(|()| self.look(allowed)?)
+            .and_then(|()| fs::rename(&temporary, self.record(&record.id)).map_err(Error::storage(step())));
+        // Also unlocked when this process ends.
+        let _ = promises.unlock();
+        drop(promises);
+        if result.is_err() {
+            // Left behind it would be found by the sweep.
+            let _ = fs::remove_file(&temporary);
+        }
+        result
+    }
+
+    /// The record as a durable file beside its place.
+    fn prepare(&self, record: &Record) -> Result<PathBuf, Error> {
+        let step = || format!("writing the record of {}", record.id);
+        let text = serde_json::to_vec(record).map_err(|e| Error::storage(step())(e.into()))?;
+        let temporary = self.record(&record.id).with_extension("json.tmp");
+        match write_durably(&temporary, &text) {
+            Ok(()) => Ok(temporary),
+            Err(error) => {
+                let _ = fs::remove_file(&temporary);
+                Err(Error::storage(step())(error))
+            }
+        }
+    }
+
+    /// Makes every name of the volumes folder durable; calls at the same time share the work.
     ///
     /// # Errors
     /// The failed call.
-    fn remove(&self, id: &VolumeId) -> Result<(), Error> {
-        remove(&self.record(id)).map_err(Error::storage(format!("removing the record of {id}")))
+    pub fn sync(&self, step: String) -> Result<(), Error> {
+        self.commit.sync().map_err(Error::storage(step))
+    }
+
+    /// The volume's empty image, durably; one that is there already is grown to the size.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn make_image(&self, record: &Record) -> Result<(), Error> {
+        let step = || format!("making the image of {}", record.id);
+        image::create(&self.image(&record.id), record.size_bytes).map_err(Error::storage(step()))?;
+        self.sync(step())
     }
 
     /// The end of every deletion, by the holder of the record lock: the image goes, then the record that says *deleting*. A
@@ -121,8 +211,31 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn erase(&self, id: &VolumeId) -> Result<(), Error> {
-        image::delete(&self.image(id)).map_err(Error::storage(format!("removing the image of {id}")))?;
-        self.remove(id)
+        let image = self.image(id);
+        for path in [image.with_extension("img.tmp"), image, self.record(id)] {
+            let step = || format!("removing {}", path.display());
+            match fs::remove_file(&path) {
+                Ok(()) => self.sync(step())?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::storage(step())(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What `question` finds among all volumes, as they are now in the folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn look<T>(&self, question: impl FnOnce(&Index) -> T) -> Result<T, Error> {
+        let mut index = self.index();
+        let index = index.get_or_insert_with(|| Index::new(self));
+        index.refresh(self)?;
+        Ok(question(index))
+    }
+
+    fn index(&self) -> MutexGuard<'_, Option<Index>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ids that have a record, in order.
@@ -133,32 +246,10 @@ impl Store {
         let failed = || Error::storage("listing volumes");
         let mut ids = Vec::new();
         for entry in fs::read_dir(self.volumes()).map_err(failed())? {
-            let name = entry.map_err(failed())?.file_name();
-            if let Some(id) = name
-                .to_str()
-                .and_then(|n| n.strip_suffix(".json"))
-                .and_then(VolumeId::parse)
-            {
-                ids.push(id);
-            }
+            ids.extend(record_id(&entry.map_err(failed())?.file_name()));
         }
         ids.sort();
         Ok(ids)
-    }
-
-    /// Every record that can be read, in order of ids; one that cannot is left out, and logged.
-    ///
-    /// # Errors
-    /// If the folder cannot be read.
-    pub fn all(&self) -> Result<Vec<Record>, Error> {
-        let mut records = Vec::new();
-        for id in self.ids()? {
-            match self.read(&id) {
-                Ok(record) => records.extend(record),
-                Err(error) => tracing::warn!(volume = %id, error = error.message(), "record left out"),
-            }
-        }
-        Ok(records)
     }
 
     /// Moves a file of the volumes folder to quarantine, under a name that is free there.
@@ -203,17 +294,44 @@ impl Store {
     }
 }
 
-/// Puts `bytes` in place of the file at `path`, durably, or leaves it as it was.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("json.tmp");
+/// The volume whose record has this file name.
+pub(super) fn record_id(name: &OsStr) -> Option<VolumeId> {
+    VolumeId::parse(name.to_str()?.strip_suffix(".json")?)
+}
+
+/// Keeps other processes from making promises.
+fn exclusive(promises: &File) -> Result<(), Error> {
+    let taken = wait::until(LIMIT, || match promises.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(Error::storage("locking the promises")(error)),
+    })?;
+    if taken {
+        return Ok(());
+    }
+    Err(Error::Busy {
+        key: String::from("promises.lock"),
+        holder: String::from("another process"),
+    })
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o660)
-        .open(&temporary)?;
+        .open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    file.sync_all()
+}
+
+/// Puts `bytes` in place of the file at `path`, durably, or leaves it as it was.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Added, not put in place of an extension: n.a and n.b are two nodes.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".json.tmp");
+    write_durably(Path::new(&temporary), bytes)?;
     fs::rename(&temporary, path)?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }

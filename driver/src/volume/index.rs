@@ -1,0 +1,306 @@
+//! Every record of the folder in memory, as right as the folder at the moment of each look: what a call asks of all volumes
+//! costs the same with ten of them and with ten thousand.
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::record::Record;
+use super::store::Store;
+use super::watch::{Changed, Watch};
+use crate::error::Error;
+use crate::id::VolumeId;
+
+/// What is known of all volumes.
+#[derive(Debug)]
+pub struct Index {
+    watch: Watch,
+    complete: bool,
+    known: Known,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    records: BTreeMap<VolumeId, Arc<Record>>,
+    unreadable: BTreeMap<VolumeId, String>,
+    promised_bytes: u64,
+    attached: HashMap<String, u32>,
+}
+
+impl Index {
+    /// Knows nothing before its first [`Index::refresh`], but misses nothing from now on.
+    pub(super) fn new(store: &Store) -> Self {
+        Self {
+            watch: Watch::begin(&store.volumes()),
+            complete: false,
+            known: Known::default(),
+        }
+    }
+
+    /// Reads what changed since the last time.
+    pub(super) fn refresh(&mut self, store: &Store) -> Result<(), Error> {
+        match self.watch.look() {
+            Changed::These(ids) if self.complete => {
+                // A change that was seen and could not be taken must not be forgotten.
+                self.complete = false;
+                for id in ids {
+                    self.known.learn(store, id)?;
+                }
+                self.complete = true;
+            }
+            Changed::These(_) | Changed::Everything => {
+                // Until all of it is known, nothing is: an error below leaves this for the next look.
+                self.complete = false;
+                self.known = Known::default();
+                for id in store.ids()? {
+                    self.known.learn(store, id)?;
+                }
+                self.complete = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes promised to volumes, those included that are being made or deleted.
+    pub fn promised_bytes(&self) -> u64 {
+        self.known.promised_bytes
+    }
+
+    /// How many volumes are attached to `node`.
+    pub fn attached(&self, node: &str) -> u32 {
+        self.known.attached.get(node).copied().unwrap_or(0)
+    }
+
+    /// How many records can be read.
+    pub fn len(&self) -> usize {
+        self.known.records.len()
+    }
+
+    /// Whether there is no record that can be read.
+    pub fn is_empty(&self) -> bool {
+        self.known.records.is_empty()
+    }
+
+    /// The records after `id`, or from the first, in the order of ids.
+    pub fn after(&self, id: Option<&VolumeId>) -> impl Iterator<Item = &Arc<Record>> {
+        let from = id.map_or(Bound::Unbounded, |id| Bound::Excluded(id.clone()));
+        self.known
+            .records
+            .range((from, Bound::Unbounded))
+            .map(|(_, record)| record)
+    }
+
+    /// The records that cannot be read, each with the reason.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&VolumeId, &str)> {
+        self.known
+            .unreadable
+            .iter()
+            .map(|(id, reason)| (id, reason.as_str()))
+    }
+}
+
+impl Known {
+    /// Takes the record of `id` as it is in the folder now.
+    fn learn(&mut self, store: &Store, id: VolumeId) -> Result<(), Error> {
+        if let Some(old) = self.records.remove(&id) {
+            self.promised_bytes = self.promised_bytes.saturating_sub(old.size_bytes);
+            if let Some(attachment) = &old.attachment
+                && let Some(count) = self.attached.get_mut(&attachment.node)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.attached.remove(&attachment.node);
+                }
+            }
+        }
+        self.unreadable.remove(&id);
+        match store.read(&id) {
+            Ok(None) => {}
+            Ok(Some(record)) => {
+                self.promised_bytes = self.promised_bytes.saturating_add(record.size_bytes);
+                if let Some(attachment) = &record.attachment {
+                    *self.attached.entry(attachment.node.clone()).or_default() += 1;
+                }
+                self.records.insert(id, Arc::new(record));
+            }
+            Err(error @ Error::Unreadable { .. }) => {
+                tracing::warn!(volume = %id, error = error.message(), "record left out");
+                self.unreadable.insert(id, error.message());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::record::{Format, State};
+    use super::super::space;
+    use super::*;
+
+    fn record(name: &str, size_bytes: u64) -> Record {
+        let text = format!(
+            r#"{{"version":1,"id":"{}","name":"{name}","state":"creating","size_bytes":{size_bytes},
+                "fingerprint":{{"capabilities":[],"parameters":{{}}}}}}"#,
+            VolumeId::of_name(name)
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn sizes(store: &Store) -> Vec<u64> {
+        let mut sizes: Vec<_> = store
+            .look(|all| all.after(None).map(|r| r.size_bytes).collect())
+            .unwrap();
+        sizes.sort();
+        assert_eq!(
+            store.look(Index::promised_bytes).unwrap(),
+            sizes.iter().sum::<u64>()
+        );
+        assert_eq!(store.look(Index::len).unwrap(), sizes.len());
+        sizes
+    }
+
+    /// Two stores on one folder are two processes: each has its own index and its own open files.
+    #[test]
+    fn what_another_process_did_is_seen_at_the_next_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (
+            Store::open(folder.path()).unwrap(),
+            Store::open(folder.path()).unwrap(),
+        );
+        assert!(sizes(&theirs).is_empty());
+        ours.write(&record("a", 1)).unwrap();
+        assert_eq!(sizes(&theirs), [1]);
+        theirs.write(&record("b", 2)).unwrap();
+        theirs.write(&record("a", 4)).unwrap();
+        assert_eq!(sizes(&ours), [2, 4]);
+        ours.erase(&VolumeId::of_name("a")).unwrap();
+        assert_eq!(sizes(&theirs), [2]);
+        // Edited in its place, by hand.
+        let path = theirs.volumes().join(format!("{}.json", VolumeId::of_name("b")));
+        std::fs::write(&path, serde_json::to_vec(&record("b", 8)).unwrap()).unwrap();
+        assert_eq!(sizes(&ours), [8]);
+    }
+
+    #[test]
+    fn attachments_are_counted_by_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let attached = |node: Option<&str>| Record {
+            attachment: node.map(|node| {
+                let text = format!(
+                    r#"{{"node":"{node}","epoch":1,"read_only":false,
+                        "capability":{{"access":"block","fs":null,"mode":"writer"}}}}"#
+                );
+                serde_json::from_str(&text).unwrap()
+            }),
+            state: State::Ready,
+            format: Format::Blank,
+            ..record("a", 1)
+        };
+        let counts = || ["n1", "n2"].map(|node| store.look(|all| all.attached(node)).unwrap());
+        for (node, expected) in [
+            (Some("n1"), [1, 0]),
+            (Some("n1"), [1, 0]),
+            (Some("n2"), [0, 1]),
+            (None, [0, 0]),
+        ] {
+            store.write(&attached(node)).unwrap();
+            assert_eq!(counts(), expected);
+        }
+    }
+
+    #[test]
+    fn records_that_cannot_be_read_are_named_and_cost_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for name in ["whole", "empty", "torn", "foreign", "newer"] {
+            store.write(&record(name, 1)).unwrap();
+        }
+        let path = |name: &str| store.volumes().join(format!("{}.json", VolumeId::of_name(name)));
+        std::fs::write(path("empty"), b"").unwrap();
+        let torn = std::fs::File::options().write(true).open(path("torn")).unwrap();
+        torn.set_len(40).unwrap();
+        drop(torn);
+        std::fs::copy(path("whole"), path("foreign")).unwrap();
+        let newer = std::fs::File::options().write(true).open(path("newer")).unwrap();
+        newer.write_all_at(b"{\"version\":9", 0).unwrap();
+        drop(newer);
+        for _ in 0..2 {
+            assert_eq!(sizes(&store), [1]);
+            let named: Vec<_> = store
+                .look(|all| all.unreadable().map(|(id, _)| id.clone()).collect())
+                .unwrap();
+            let mut expected = ["empty", "torn", "foreign", "newer"].map(VolumeId::of_name);
+            expected.sort();
+            assert_eq!(named, expected);
+            // Seen alike by whoever comes new.
+            assert_eq!(sizes(&Store::open(folder.path()).unwrap()), [1]);
+        }
+    }
+
+    /// More events than the kernel keeps (fs.inotify.max_queued_events).
+    #[test]
+    fn lost_events_are_made_up_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(sizes(&store).is_empty());
+        let kept = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let path = |n: u64| folder.path().join("volumes").join(format!("other.{n}"));
+        std::fs::write(path(0), b"").unwrap();
+        for n in 0..kept.trim().parse::<u64>().unwrap() {
+            std::fs::rename(path(n), path(n + 1)).unwrap();
+        }
+        store.write(&record("a", 1)).unwrap();
+        assert_eq!(sizes(&store), [1]);
+        store.write(&record("b", 2)).unwrap();
+        assert_eq!(sizes(&store), [1, 2]);
+    }
+
+    #[test]
+    fn without_a_watch_every_look_reads_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut index = Index {
+            watch: Watch::absent(&store.volumes()),
+            ..Index::new(&store)
+        };
+        for n in 1..4 {
+            store.write(&record(&n.to_string(), 1)).unwrap();
+            index.refresh(&store).unwrap();
+            assert_eq!((index.len(), index.promised_bytes()), (n, n as u64));
+        }
+    }
+
+    /// Two processes with eight calls each take the last bytes: not one too many is promised.
+    #[test]
+    fn nothing_is_promised_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = [
+            Store::open(folder.path()).unwrap(),
+            Store::open(folder.path()).unwrap(),
+        ];
+        std::thread::scope(|scope| {
+            for call in 0..16 {
+                let store = &stores[call % 2];
+                scope.spawn(move || {
+                    for n in 0..10 {
+                        let result = store.write_if(&record(&format!("{call}.{n}"), 1), |all| {
+                            space::reserve(100, all.promised_bytes(), 1)
+                        });
+                        if let Err(error) = result {
+                            assert_eq!(error.code(), tonic::Code::ResourceExhausted);
+                        }
+                    }
+                });
+            }
+        });
+        for store in &stores {
+            assert_eq!(sizes(store).len(), 100);
+        }
+        let left = std::fs::read_dir(folder.path().join("volumes")).unwrap().count();
+        assert_eq!(left, 100, "a refused promise leaves a file");
+    }
+}
