@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use holdfast_e2e::cli::args::{Cli, Command};
 use holdfast_e2e::cli::exit::Exit;
-use holdfast_e2e::cli::{cluster, doctor, io, leaks, list, run};
+use holdfast_e2e::cli::{cluster, doctor, image, io, leaks, list, run};
 use holdfast_e2e::cluster::{ClusterError, docker};
 
 #[tokio::main]
@@ -53,6 +53,7 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(args).await,
         Command::Replay(args) => run::replay(args).await,
         Command::Leaks(args) => leaks::leaks(&args).await,
+        Command::Image { file } => image::image(&file).await,
         Command::Io(command) => io::io(command).await,
     }
 }
@@ -60,7 +61,9 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
 /// What is wrong with the input or the machine is the user's to mend; a program that failed is not.
 fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<ClusterError>() {
-        Some(ClusterError::Command { .. } | ClusterError::Api { .. }) => Exit::Infrastructure,
+        Some(ClusterError::Command { .. } | ClusterError::Api { .. } | ClusterError::Unreachable { .. }) => {
+            Exit::Infrastructure
+        }
         Some(ClusterError::File { .. } | ClusterError::Yaml(_) | ClusterError::Setup(_)) | None => {
             Exit::Usage
         }

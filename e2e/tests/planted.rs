@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use holdfast_e2e::cluster::driver::Driver;
 use holdfast_e2e::cluster::facts::{LIST_KUBELET, data_folder};
 use holdfast_e2e::cluster::objects::Listed;
 use holdfast_e2e::id::folder_of;
@@ -39,7 +40,7 @@ struct Objects(Vec<Value>);
 
 impl Objects {
     fn listed(&self) -> Listed {
-        let mut listed = Listed::default();
+        let mut listed = Listed::nothing(Driver::own().expect("the own driver's file"));
         for object in &self.0 {
             let object = object.clone();
             match object["kind"].as_str().unwrap() {

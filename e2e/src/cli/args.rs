@@ -41,6 +41,11 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Count what is left of volumes on a cluster
     Leaks(LeaksArgs),
+    /// Write the suite's image into a file that `docker load`, `ctr import` and `kind load image-archive` take
+    Image {
+        /// The file
+        file: PathBuf,
+    },
     /// Manage what is kept between runs
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -148,6 +153,26 @@ pub enum Keep {
     Always,
 }
 
+/// Options that name a cluster that is there already.
+#[derive(Args, Clone, Debug)]
+pub struct TargetArgs {
+    /// A cluster of `cluster up`, by its name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["kubeconfig", "context"])]
+    pub on: Option<String>,
+    /// An existing cluster, by its kubeconfig; it is only read
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// An existing cluster, by its context
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The driver on an existing cluster: a file, or a name of manifests/drivers
+    #[arg(long, value_name = "NAME|FILE", default_value = "holdfast")]
+    pub driver: String,
+    /// The suite's image, as the nodes of an existing cluster can have it
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+}
+
 /// `run`
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -159,21 +184,15 @@ pub struct RunArgs {
     /// Which cluster
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// A cluster of `cluster up`, by its name
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["kubeconfig", "context"])]
-    pub on: Option<String>,
-    /// Number that all chance comes from
-    #[arg(long)]
-    pub seed: Option<u64>,
+    /// Where, if not on a cluster of its own
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Number that all chance comes from: the order of the scenarios (0: the catalogue's), and the nodes that they begin on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
     /// When the cluster stays
     #[arg(long, value_enum, default_value = "never")]
     pub keep: Keep,
-    /// An existing cluster, by its kubeconfig
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// An existing cluster, by its context
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
     /// Where the run folder goes; ./runs/<id> by default
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
@@ -193,9 +212,9 @@ pub struct ReplayArgs {
     /// The scenario; the first that did not pass by default
     #[arg(long, value_name = "NAME")]
     pub scenario: Option<String>,
-    /// A cluster of `cluster up`, by its name
-    #[arg(long, value_name = "NAME")]
-    pub on: Option<String>,
+    /// Where, if not on a cluster of its own
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Consent to what would be asked
     #[arg(long, short)]
     pub yes: bool,

@@ -1,9 +1,7 @@
 //! `holdfast leaks`: everything that exists of volumes on a cluster now.
-use std::sync::Arc;
-
 use super::args::LeaksArgs;
 use super::exit::Exit;
-use super::run::client;
+use super::target::own_site;
 use crate::clock::Clock;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::kind;
@@ -14,9 +12,8 @@ use crate::ledger::{Kind, Ledger, diff};
 /// # Errors
 /// If anything cannot be read.
 pub async fn leaks(args: &LeaksArgs) -> anyhow::Result<Exit> {
-    let cluster = Arc::new(kind::find(&args.on)?);
-    let client = client(&cluster).await?;
-    let gatherer = Gatherer::new(&cluster, &client, Clock::start());
+    let site = own_site(kind::find(&args.on)?).await?;
+    let gatherer = Gatherer::new(&site, Clock::start());
     let ledger = gatherer.gather().await?.ledger();
     let of_driver = |kind: Kind| matches!(kind, Kind::CsiNode | Kind::Lease | Kind::DriverPod);
     let volumes = Ledger::new(ledger.entries.into_iter().filter(|e| !of_driver(e.kind)));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::docker::Docker;
+use super::images::{self, ImageSpec};
 use crate::command::{self, Command, CommandError};
 use crate::progress::Progress;
 
@@ -73,6 +74,12 @@ pub enum ImageError {
         /// Why.
         source: io::Error,
     },
+    /// The archive could not be written.
+    #[error("the image's archive cannot be written")]
+    Archive {
+        /// Why.
+        source: Box<super::ClusterError>,
+    },
     /// A command of the build failed.
     #[error("{step} failed")]
     Command {
@@ -124,6 +131,34 @@ pub async fn e2e(docker: &Docker, executable: &Path, progress: &Progress) -> Res
     let mut contents = Contents::new("/holdfast");
     contents.add_program(Path::new("/holdfast"), executable).await?;
     contents.import(docker, E2E_REPOSITORY, progress).await
+}
+
+/// Writes the image of `executable` into `file`, as an archive that Docker, containerd and kind load, and returns its name and tag.
+///
+/// # Errors
+/// Those of [`ImageError`].
+pub async fn save_e2e(executable: &Path, file: &Path, progress: &Progress) -> Result<String, ImageError> {
+    let mut contents = Contents::new("/holdfast");
+    contents.add_program(Path::new("/holdfast"), executable).await?;
+    let name = format!("{E2E_REPOSITORY}:{}", contents.digest()?);
+    let step = progress.step(&format!("write image {name}"));
+    let work = tempfile::tempdir().map_err(file_error(&std::env::temp_dir()))?;
+    let tree = work.path().join("tree");
+    contents.write(&tree)?;
+    let spec = ImageSpec {
+        tree: &tree,
+        names: vec![name.clone()],
+        config: serde_json::json!({"Entrypoint": [contents.entrypoint], "Env": [format!("PATH={IMAGE_PATH}")]}),
+    };
+    // Loaders resolve nothing: the file is named as this process sees it.
+    let file = std::path::absolute(file).map_err(file_error(file))?;
+    images::archive(&[spec], &work.path().join("archive"), &file)
+        .await
+        .map_err(|source| ImageError::Archive {
+            source: Box::new(source),
+        })?;
+    step.done();
+    Ok(name)
 }
 
 /// Where one file of an image comes from.

@@ -8,11 +8,12 @@ use std::time::SystemTime;
 use futures::future::{try_join, try_join_all};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 
 use super::kind::{Cluster, DATA_DIR};
 use super::objects::Listed;
 use super::shared::Shared;
+use super::site::Site;
 use super::{ClusterError, at, call, chart};
 use crate::clock::Clock;
 use crate::command::Command;
@@ -39,19 +40,17 @@ true"#;
 
 /// Gathers the facts of one cluster, for all who ask at the same time together, and remembers what it saw.
 pub struct Gatherer {
-    cluster: Arc<Cluster>,
-    client: Client,
+    site: Site,
     clock: Clock,
     memory: Mutex<Memory>,
     shared: Shared<Facts>,
 }
 
 impl Gatherer {
-    /// For `cluster`, by `client`, in the run of `clock`.
-    pub fn new(cluster: &Arc<Cluster>, client: &Client, clock: Clock) -> Self {
+    /// For the cluster of `site`, in the run of `clock`.
+    pub fn new(site: &Site, clock: Clock) -> Self {
         Self {
-            cluster: Arc::clone(cluster),
-            client: client.clone(),
+            site: site.clone(),
             clock,
             memory: Mutex::default(),
             shared: Shared::default(),
@@ -69,7 +68,7 @@ impl Gatherer {
     /// What the driver's containers, those before the last restart too, logged of their calls. It explains a leak and proves
     /// nothing: what cannot be read is left out.
     pub async fn calls(&self) -> Vec<Call> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), chart::NAMESPACE);
+        let pods: Api<Pod> = Api::namespaced(self.site.client.clone(), &self.site.driver.namespace);
         let list = pods.list(&ListParams::default()).await.map(|list| list.items);
         let mut calls = Vec::new();
         for pod in list.unwrap_or_default() {
@@ -97,21 +96,22 @@ impl Gatherer {
     /// # Errors
     /// If they cannot be read.
     pub async fn own_loops(&self) -> Result<BTreeSet<(u32, String)>, ClusterError> {
-        let mut facts = self.of_host().await?;
+        let mut facts = match &self.site.host {
+            Some(cluster) => of_host(cluster).await?,
+            None => Facts::default(),
+        };
         self.learn(&mut facts);
         Ok(facts.own_loops())
     }
 
     async fn read(&self) -> Result<Facts, ClusterError> {
-        let nodes = try_join_all(self.cluster.nodes.iter().map(|name| self.of_node(name)));
-        let (host, nodes) = try_join(self.of_host(), nodes).await?;
-        let mut facts = host;
-        for (name, mountinfo, kubelet) in nodes {
-            facts.mountinfo.push((name.clone(), mountinfo));
-            facts.kubelet.push((name, kubelet));
-        }
+        let mut facts = match &self.site.host {
+            Some(cluster) => of_cluster(cluster).await?,
+            // Of a cluster elsewhere only the API can be read.
+            None => Facts::default(),
+        };
         // After the nodes: a pod whose folder they showed is in this list, or is gone.
-        let listed = Listed::of(&self.client)
+        let listed = Listed::of(&self.site.client, &self.site.driver)
             .await
             .map_err(|source| ClusterError::Api {
                 doing: "list the objects of volumes",
@@ -123,26 +123,37 @@ impl Gatherer {
         Ok(facts)
     }
 
-    async fn of_host(&self) -> Result<Facts, ClusterError> {
-        let slash = |path: &Path| format!("{}/", path.display());
-        let roots = vec![slash(&self.cluster.data_dir), slash(Path::new(DATA_DIR))];
-        data_folder(&self.cluster.data_dir, roots).await
-    }
-
-    async fn of_node(&self, name: &str) -> Result<(String, String, String), ClusterError> {
-        let node = self.cluster.node(name);
-        let mountinfo = node.read("/proc/1/mountinfo");
-        let words = ["sh", "-c", LIST_KUBELET, "list", KUBELET];
-        let kubelet = node.exec(&words);
-        let (mountinfo, kubelet) = try_join(mountinfo, kubelet).await?;
-        Ok((name.to_owned(), mountinfo, kubelet.stdout))
-    }
-
     fn learn(&self, facts: &mut Facts) {
         if let Ok(mut memory) = self.memory.lock() {
             memory.learn(facts);
         }
     }
+}
+
+/// What host and nodes of a cluster of ours show.
+async fn of_cluster(cluster: &Cluster) -> Result<Facts, ClusterError> {
+    let nodes = try_join_all(cluster.nodes.iter().map(|name| of_node(cluster, name)));
+    let (mut facts, nodes) = try_join(of_host(cluster), nodes).await?;
+    for (name, mountinfo, kubelet) in nodes {
+        facts.mountinfo.push((name.clone(), mountinfo));
+        facts.kubelet.push((name, kubelet));
+    }
+    Ok(facts)
+}
+
+async fn of_host(cluster: &Cluster) -> Result<Facts, ClusterError> {
+    let slash = |path: &Path| format!("{}/", path.display());
+    let roots = vec![slash(&cluster.data_dir), slash(Path::new(DATA_DIR))];
+    data_folder(&cluster.data_dir, roots).await
+}
+
+async fn of_node(cluster: &Cluster, name: &str) -> Result<(String, String, String), ClusterError> {
+    let node = cluster.node(name);
+    let mountinfo = node.read("/proc/1/mountinfo");
+    let words = ["sh", "-c", LIST_KUBELET, "list", KUBELET];
+    let kubelet = node.exec(&words);
+    let (mountinfo, kubelet) = try_join(mountinfo, kubelet).await?;
+    Ok((name.to_owned(), mountinfo, kubelet.stdout))
 }
 
 /// What this host has of the data folder `root`: its files, and the kernel's loop devices. `roots` are the folder's places

@@ -148,13 +148,12 @@ pub fn known() -> Result<Vec<String>, ClusterError> {
     }
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&root).map_err(at(&root, "list"))? {
-        names.push(
-            entry
-                .map_err(at(&root, "list"))?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
+        let entry = entry.map_err(at(&root, "list"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Hidden files are locks of runs.
+        if !name.starts_with('.') {
+            names.push(name);
+        }
     }
     names.sort();
     Ok(names)

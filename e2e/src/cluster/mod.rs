@@ -3,7 +3,9 @@ pub mod chart;
 pub mod condition;
 pub mod deploy;
 pub mod docker;
+pub mod driver;
 pub mod driver_image;
+pub mod existing;
 pub mod facts;
 pub mod host;
 pub mod images;
@@ -16,7 +18,9 @@ pub mod objects;
 pub mod observe;
 pub mod packages;
 pub mod process;
+pub mod run_lock;
 pub mod shared;
+pub mod site;
 pub mod tools;
 pub mod versions;
 pub mod wait;
@@ -75,6 +79,16 @@ pub enum ClusterError {
     Api {
         /// What was asked.
         doing: &'static str,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The API server of an existing cluster does not answer.
+    #[error("the API server of context {context}, {server}, does not answer; is the cluster up, and this the right context?")]
+    Unreachable {
+        /// The context.
+        context: String,
+        /// Where it should be.
+        server: String,
         /// Why.
         source: Box<kube::Error>,
     },

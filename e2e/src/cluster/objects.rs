@@ -7,7 +7,7 @@ use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use super::chart;
+use super::driver::Driver;
 use crate::ledger::{Kind, LivePod, Object};
 
 /// The label that tells the driver's pods apart, and its value for the node plugin.
@@ -17,8 +17,10 @@ const NODE_PLUGIN: &str = "node";
 const STATIC_POD: &str = "kubernetes.io/config.mirror";
 
 /// What the API server listed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Listed {
+    /// The driver under test.
+    pub driver: Driver,
     /// Of all drivers.
     pub volumes: Vec<PersistentVolume>,
     /// Of all drivers.
@@ -34,18 +36,32 @@ pub struct Listed {
 }
 
 impl Listed {
+    /// Nothing, of `driver`.
+    pub fn nothing(driver: Driver) -> Self {
+        Self {
+            driver,
+            volumes: Vec::new(),
+            attachments: Vec::new(),
+            claims: Vec::new(),
+            csi_nodes: Vec::new(),
+            leases: Vec::new(),
+            pods: Vec::new(),
+        }
+    }
+
     /// Lists everything.
     ///
     /// # Errors
     /// The API server's.
-    pub async fn of(client: &Client) -> Result<Self, kube::Error> {
+    pub async fn of(client: &Client, driver: &Driver) -> Result<Self, kube::Error> {
         let all = ListParams::default();
         Ok(Self {
+            driver: driver.clone(),
             volumes: Api::all(client.clone()).list(&all).await?.items,
             attachments: Api::all(client.clone()).list(&all).await?.items,
             claims: Api::all(client.clone()).list(&all).await?.items,
             csi_nodes: Api::all(client.clone()).list(&all).await?.items,
-            leases: Api::namespaced(client.clone(), chart::NAMESPACE)
+            leases: Api::namespaced(client.clone(), &driver.namespace)
                 .list(&all)
                 .await?
                 .items,
@@ -55,15 +71,23 @@ impl Listed {
 
     /// Those that a ledger counts, each with its owner.
     pub fn objects(&self) -> Vec<Object> {
-        let volumes: Vec<Object> = self.volumes.iter().filter_map(volume).collect();
+        let volumes: Vec<Object> = self
+            .volumes
+            .iter()
+            .filter_map(|pv| volume(&self.driver, pv))
+            .collect();
         let mut objects: Vec<Object> = self
             .attachments
             .iter()
-            .filter_map(|attachment| self::attachment(attachment, &volumes))
+            .filter_map(|attachment| self::attachment(&self.driver, attachment, &volumes))
             .collect();
         objects.extend(self.claims.iter().map(claim));
         let plugins = self.nodes_with_plugin();
-        objects.extend(self.csi_nodes.iter().filter_map(|node| csi_node(node, &plugins)));
+        objects.extend(
+            self.csi_nodes
+                .iter()
+                .filter_map(|node| csi_node(&self.driver, node, &plugins)),
+        );
         let lease = |lease: &Lease| {
             let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone());
             let owner = holder.map_or_else(
@@ -94,7 +118,7 @@ impl Listed {
     fn of_driver(&self) -> impl Iterator<Item = (&Pod, &str)> {
         self.pods
             .iter()
-            .filter(|pod| pod.namespace().as_deref() == Some(chart::NAMESPACE))
+            .filter(|pod| pod.namespace().as_deref() == Some(self.driver.namespace.as_str()))
             .map(|pod| (pod, pod.labels().get(COMPONENT).map_or("", String::as_str)))
     }
 
@@ -128,9 +152,9 @@ impl Listed {
     }
 }
 
-fn volume(pv: &PersistentVolume) -> Option<Object> {
+fn volume(driver: &Driver, pv: &PersistentVolume) -> Option<Object> {
     let spec = pv.spec.as_ref()?;
-    let csi = spec.csi.as_ref().filter(|csi| csi.driver == chart::DRIVER_NAME)?;
+    let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver.name)?;
     let claim = spec.claim_ref.as_ref().map(|c| {
         let (namespace, name) = (c.namespace.as_deref(), c.name.as_deref());
         format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
@@ -152,9 +176,9 @@ fn volume(pv: &PersistentVolume) -> Option<Object> {
     })
 }
 
-fn attachment(attachment: &VolumeAttachment, volumes: &[Object]) -> Option<Object> {
+fn attachment(driver: &Driver, attachment: &VolumeAttachment, volumes: &[Object]) -> Option<Object> {
     let spec = &attachment.spec;
-    if spec.attacher != chart::DRIVER_NAME {
+    if spec.attacher != driver.name {
         return None;
     }
     let name = spec.source.persistent_volume_name.as_deref().unwrap_or_default();
@@ -177,8 +201,8 @@ fn claim(claim: &PersistentVolumeClaim) -> Object {
     object(Kind::Pvc, claim, owner)
 }
 
-fn csi_node(node: &CSINode, plugins: &BTreeSet<&str>) -> Option<Object> {
-    let registered = node.spec.drivers.iter().any(|d| d.name == chart::DRIVER_NAME);
+fn csi_node(driver: &Driver, node: &CSINode, plugins: &BTreeSet<&str>) -> Option<Object> {
+    let registered = node.spec.drivers.iter().any(|d| d.name == driver.name);
     let owner = if plugins.contains(node.name_any().as_str()) {
         "the node plugin"
     } else {

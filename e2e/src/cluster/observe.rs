@@ -15,9 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::facts::Gatherer;
-use super::kind::Cluster;
-use super::{chart, facts};
+use super::driver::Driver;
+use super::facts::{self, Gatherer};
+use super::site::Site;
 use crate::clock::Limit;
 use crate::history::{Change, Recorder, What};
 use crate::ledger::{CsiMount, csi_mounts};
@@ -25,20 +25,38 @@ use crate::ledger::{CsiMount, csi_mounts};
 type Facts = BTreeMap<String, String>;
 
 /// Starts watching; it ends when the returned set is dropped.
-pub async fn start(
-    client: &Client,
-    cluster: &Cluster,
-    gatherer: &Arc<Gatherer>,
-    recorder: &Recorder,
-) -> JoinSet<()> {
+pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let (c, r) = (client, recorder);
-    tasks.spawn(watch::<PersistentVolume>(c.clone(), r.clone(), pv_facts));
-    tasks.spawn(watch::<PersistentVolumeClaim>(c.clone(), r.clone(), pvc_facts));
-    tasks.spawn(watch::<VolumeAttachment>(c.clone(), r.clone(), attachment_facts));
-    tasks.spawn(watch::<Pod>(c.clone(), r.clone(), pod_facts));
-    tasks.spawn(watch::<CSINode>(c.clone(), r.clone(), csi_node_facts));
-    tasks.spawn(watch::<Lease>(c.clone(), r.clone(), lease_facts));
+    let (c, r, d) = (&site.client, recorder, &site.driver);
+    tasks.spawn(watch::<PersistentVolume>(
+        c.clone(),
+        r.clone(),
+        Arc::clone(d),
+        pv_facts,
+    ));
+    tasks.spawn(watch::<PersistentVolumeClaim>(
+        c.clone(),
+        r.clone(),
+        Arc::clone(d),
+        pvc_facts,
+    ));
+    tasks.spawn(watch::<VolumeAttachment>(
+        c.clone(),
+        r.clone(),
+        Arc::clone(d),
+        attachment_facts,
+    ));
+    tasks.spawn(watch::<Pod>(c.clone(), r.clone(), Arc::clone(d), pod_facts));
+    tasks.spawn(watch::<CSINode>(
+        c.clone(),
+        r.clone(),
+        Arc::clone(d),
+        csi_node_facts,
+    ));
+    tasks.spawn(watch::<Lease>(c.clone(), r.clone(), Arc::clone(d), lease_facts));
+    let Some(cluster) = &site.host else {
+        return tasks;
+    };
     tasks.spawn(loops(Arc::clone(gatherer), recorder.clone()));
     for node in &cluster.nodes {
         let inspect = cluster
@@ -56,8 +74,12 @@ pub async fn start(
     tasks
 }
 
-async fn watch<K>(client: Client, recorder: Recorder, facts: fn(&K) -> Option<Facts>)
-where
+async fn watch<K>(
+    client: Client,
+    recorder: Recorder,
+    driver: Arc<Driver>,
+    facts: fn(&K, &Driver) -> Option<Facts>,
+) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default,
 {
@@ -80,7 +102,7 @@ where
     while let Some(seen) = stream.next().await {
         match seen {
             Ok(Seen::Apply(object) | Seen::InitApply(object)) => {
-                let Some(now) = facts(&object) else {
+                let Some(now) = facts(&object, &driver) else {
                     continue;
                 };
                 let uid = object.uid().unwrap_or_default();
@@ -131,9 +153,9 @@ fn put(facts: &mut Facts, key: &str, value: Option<impl ToString>) {
     }
 }
 
-fn pv_facts(pv: &PersistentVolume) -> Option<Facts> {
+fn pv_facts(pv: &PersistentVolume, driver: &Driver) -> Option<Facts> {
     let spec = pv.spec.as_ref()?;
-    let csi = spec.csi.as_ref().filter(|csi| csi.driver == chart::DRIVER_NAME)?;
+    let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver.name)?;
     let mut facts = common(pv);
     facts.insert("handle".into(), csi.volume_handle.clone());
     put(
@@ -156,7 +178,7 @@ fn pv_facts(pv: &PersistentVolume) -> Option<Facts> {
     Some(facts)
 }
 
-fn pvc_facts(pvc: &PersistentVolumeClaim) -> Option<Facts> {
+fn pvc_facts(pvc: &PersistentVolumeClaim, _: &Driver) -> Option<Facts> {
     pvc.namespace().filter(|namespace| namespace.starts_with("hf-"))?;
     let mut facts = common(pvc);
     put(
@@ -172,8 +194,8 @@ fn pvc_facts(pvc: &PersistentVolumeClaim) -> Option<Facts> {
     Some(facts)
 }
 
-fn attachment_facts(attachment: &VolumeAttachment) -> Option<Facts> {
-    if attachment.spec.attacher != chart::DRIVER_NAME {
+fn attachment_facts(attachment: &VolumeAttachment, driver: &Driver) -> Option<Facts> {
+    if attachment.spec.attacher != driver.name {
         return None;
     }
     let mut facts = common(attachment);
@@ -197,9 +219,9 @@ fn attachment_facts(attachment: &VolumeAttachment) -> Option<Facts> {
     Some(facts)
 }
 
-fn pod_facts(pod: &Pod) -> Option<Facts> {
+fn pod_facts(pod: &Pod, driver: &Driver) -> Option<Facts> {
     pod.namespace()
-        .filter(|namespace| namespace.starts_with("hf-") || namespace == chart::NAMESPACE)?;
+        .filter(|namespace| namespace.starts_with("hf-") || *namespace == driver.namespace)?;
     let mut facts = common(pod);
     put(
         &mut facts,
@@ -219,21 +241,17 @@ fn pod_facts(pod: &Pod) -> Option<Facts> {
     Some(facts)
 }
 
-fn csi_node_facts(node: &CSINode) -> Option<Facts> {
+fn csi_node_facts(node: &CSINode, driver: &Driver) -> Option<Facts> {
     let mut facts = Facts::new();
-    let registered = node
-        .spec
-        .drivers
-        .iter()
-        .any(|driver| driver.name == chart::DRIVER_NAME);
+    let registered = node.spec.drivers.iter().any(|plugin| plugin.name == driver.name);
     facts.insert("registered".into(), registered.to_string());
     Some(facts)
 }
 
-fn lease_facts(lease: &Lease) -> Option<Facts> {
+fn lease_facts(lease: &Lease, driver: &Driver) -> Option<Facts> {
     lease
         .namespace()
-        .filter(|namespace| namespace == chart::NAMESPACE)?;
+        .filter(|namespace| *namespace == driver.namespace)?;
     let mut facts = Facts::new();
     put(
         &mut facts,

@@ -5,8 +5,9 @@ use kube::{Api, ResourceExt};
 use nix::sys::signal::Signal;
 
 use super::spec::{Hold, Phase, Victim};
-use super::target::{CONTROLLER, Container, NODE, Site, container};
+use super::target::{CONTROLLER, Container, NODE, container};
 use crate::clock::Limit;
+use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look, WaitError};
 use crate::cluster::{ClusterError, process};
 
@@ -217,7 +218,7 @@ async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, Fa
 
 /// Kubelet stops, the held driver goes on and answers nobody, kubelet starts again.
 async fn stop_kubelet(site: &Site, name: &str, held: Held) -> Result<String, FaultError> {
-    let node = site.cluster.node(name);
+    let node = site.host()?.node(name);
     node.systemctl("stop", "kubelet").await?;
     let stopped = async {
         let look = || async {

@@ -5,4 +5,4 @@ mod target;
 
 pub use act::{FaultError, Held, hold, strike};
 pub use spec::{Fault, Hold, Phase, Victim};
-pub use target::{Site, driver_ready};
+pub use target::driver_ready;

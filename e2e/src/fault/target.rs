@@ -1,26 +1,15 @@
 //! Finds the containers that faults act on.
-use std::sync::Arc;
-
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 
 use super::act::FaultError;
 use crate::clock::Limit;
-use crate::cluster::kind::Cluster;
+use crate::cluster::condition;
+use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look};
-use crate::cluster::{chart, condition};
-
-/// Where faults act.
-#[derive(Clone)]
-pub struct Site {
-    /// The API server.
-    pub client: Client,
-    /// The cluster, with its nodes on this host.
-    pub cluster: Arc<Cluster>,
-}
 
 /// A container of the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +29,7 @@ pub(super) const NODE: &str = "node";
 
 impl Site {
     pub(super) fn pods(&self) -> Api<Pod> {
-        wait::api(&self.client, chart::NAMESPACE)
+        wait::api(&self.client, &self.driver.namespace)
     }
 
     /// Pods of a component, on `node` only if it is given.
@@ -78,7 +67,7 @@ impl Site {
 
     /// The pod that holds the lease of a sidecar; leases are told apart by a word of their name.
     pub(super) async fn leader(&self, sidecar: &str) -> Result<String, FaultError> {
-        let leases: Api<Lease> = wait::api(&self.client, chart::NAMESPACE);
+        let leases: Api<Lease> = wait::api(&self.client, &self.driver.namespace);
         let list = leases
             .list(&ListParams::default())
             .await
@@ -144,9 +133,8 @@ pub(super) fn container(pod: &Pod, name: &str) -> Option<Container> {
 /// # Errors
 /// If it is not in its bound, with what is missing.
 pub async fn driver_ready(site: &Site) -> Result<(), FaultError> {
-    let workers = site.cluster.nodes.len();
     let look = || async {
-        match missing(site, workers).await {
+        match missing(site).await {
             Ok(None) => Look::Holds(()),
             Ok(Some(missing)) => Look::NotYet(missing),
             Err(error) => Look::NotYet(error.to_string()),
@@ -155,7 +143,7 @@ pub async fn driver_ready(site: &Site) -> Result<(), FaultError> {
     Ok(wait::until("the driver is whole again", Limit::FAULT, look).await?)
 }
 
-async fn missing(site: &Site, nodes: usize) -> Result<Option<String>, FaultError> {
+async fn missing(site: &Site) -> Result<Option<String>, FaultError> {
     let all = ListParams::default();
     let list = Api::<Node>::all(site.client.clone())
         .list(&all)
@@ -192,9 +180,9 @@ async fn missing(site: &Site, nodes: usize) -> Result<Option<String>, FaultError
     let registered = csi
         .items
         .iter()
-        .filter(|n| matches!(condition::has_driver(n, chart::DRIVER_NAME), Look::Holds(_)))
+        .filter(|n| matches!(condition::has_driver(n, &site.driver.name), Look::Holds(_)))
         .count();
-    if registered < plugins.min(nodes) {
+    if registered < plugins {
         return Ok(Some(format!("{registered} of {plugins} nodes have the driver")));
     }
     for sidecar in ["csi-provisioner", "csi-attacher", "csi-resizer"] {

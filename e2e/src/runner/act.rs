@@ -5,6 +5,7 @@ use kube::Api;
 
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
+use crate::cluster::driver::Class;
 use crate::cluster::wait::{self, Look};
 use crate::fault::{self, Fault, Held, Hold, Phase};
 use crate::history::What;
@@ -43,7 +44,7 @@ async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(
     run.owns(&claim.uid);
     strike(run, Phase::Provisioning, &node, held).await?;
 
-    let late = spec.binding == crate::workload::Binding::WaitForFirstConsumer;
+    let late = spec.class == Class::FirstConsumer;
     if !late {
         bound(run, &mut claim).await?;
     }

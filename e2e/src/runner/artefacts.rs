@@ -7,7 +7,7 @@ use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::execute::{Run, Runner};
-use crate::cluster::{chart, wait};
+use crate::cluster::wait;
 use crate::ledger::Diff;
 
 /// Lines of a container's log that are kept.
@@ -38,8 +38,11 @@ pub(super) async fn write(runner: &Runner, run: &Run, diff: &Diff) -> std::io::R
         }
         Err(error) => fs::write(folder.join("facts-missing.txt"), error.to_string())?,
     }
-    for namespace in [chart::NAMESPACE, run.context.namespace.as_str()] {
-        logs(&wait::api(&runner.client, namespace), &folder.join("logs")).await?;
+    for namespace in [
+        runner.site.driver.namespace.as_str(),
+        run.context.namespace.as_str(),
+    ] {
+        logs(&wait::api(&runner.site.client, namespace), &folder.join("logs")).await?;
     }
     Ok(())
 }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use kube::Client;
+use tokio::task::JoinSet;
 
 use super::{act, artefacts, settle};
 use crate::cluster::ClusterError;
 use crate::cluster::facts::Gatherer;
-use crate::cluster::kind::Cluster;
+use crate::cluster::site::Site;
 use crate::cluster::wait::WaitError;
-use crate::fault::{FaultError, Site, driver_ready};
+use crate::fault::{FaultError, driver_ready};
 use crate::history::{self, Outcome, Recorder, What};
 use crate::id::folder_of;
 use crate::invariant;
@@ -19,15 +19,20 @@ use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
 use crate::workload::{Claim, Context, WorkloadError};
 
+/// Every namespace of a scenario begins so.
+pub(super) const NAMESPACE_PREFIX: &str = "hf-";
+
 /// What every scenario of a run shares.
 #[derive(Clone)]
 pub struct Runner {
-    /// The API server.
-    pub client: Client,
-    /// The cluster.
-    pub cluster: Arc<Cluster>,
-    /// What exists on the cluster.
+    /// Where.
+    pub site: Site,
+    /// What exists there.
     pub facts: Arc<Gatherer>,
+    /// The run's name.
+    pub run: String,
+    /// Number that all chance comes from.
+    pub seed: u64,
     /// Where events go.
     pub recorder: Recorder,
     /// The run folder.
@@ -41,6 +46,8 @@ pub(super) struct Run {
     pub scenario: Scenario,
     pub context: Context,
     pub site: Site,
+    /// By how many nodes the seed turns the choice.
+    turn: usize,
     owned: Mutex<BTreeSet<String>>,
 }
 
@@ -111,25 +118,16 @@ impl Run {
 
     /// A worker; scenarios begin at different ones, so that parallel ones spread.
     pub(super) fn worker(&self, offset: usize) -> String {
-        let nodes = &self.site.cluster.nodes;
-        let workers = if nodes.len() > 1 { &nodes[1..] } else { &nodes[..] };
+        let workers = &self.site.workers;
         let start: usize = self.scenario.name.bytes().map(usize::from).sum();
         workers
-            .get((start + offset) % workers.len().max(1))
+            .get((start + self.turn + offset) % workers.len().max(1))
             .cloned()
             .unwrap_or_default()
     }
 }
 
 impl Runner {
-    /// Where faults act.
-    pub fn site(&self) -> Site {
-        Site {
-            client: self.client.clone(),
-            cluster: Arc::clone(&self.cluster),
-        }
-    }
-
     /// Runs one scenario as `name`; the outcome is in the history.
     pub async fn execute(&self, scenario: &Scenario, name: &str) {
         let since = Instant::now();
@@ -159,14 +157,16 @@ impl Runner {
         };
 
         phase("act");
-        // In a task of its own, so that a panic ends the scenario and not the run.
-        let acting = {
+        // In a task of its own, so that a panic ends the scenario and not the run; an interrupted run ends the task.
+        let mut acting = JoinSet::new();
+        {
             let run = Arc::clone(&run);
-            tokio::spawn(async move { act::act(&run, &run.scenario.workload).await })
+            acting.spawn(async move { act::act(&run, &run.scenario.workload).await });
+        }
+        let acted = match acting.join_next().await {
+            Some(ended) => ended.unwrap_or_else(|error| Err(ActError::Panic(error.to_string()))),
+            None => Err(ActError::Panic(String::from("no task"))),
         };
-        let acted = acting
-            .await
-            .unwrap_or_else(|error| Err(ActError::Panic(error.to_string())));
 
         phase("settle");
         let healed = if alone {
@@ -222,18 +222,20 @@ impl Runner {
 
     fn prepare(&self, scenario: &Scenario, name: &str) -> Run {
         // A repeated scenario has a namespace of its own each time.
-        let namespace = format!("hf-{}", name.replace(['#', '_', '.'], "-"));
+        let namespace = format!("{NAMESPACE_PREFIX}{}", name.replace(['#', '_', '.'], "-"));
         let run = Run {
             scenario: scenario.clone(),
             context: Context {
-                client: self.client.clone(),
-                cluster: Arc::clone(&self.cluster),
+                client: self.site.client.clone(),
+                driver: Arc::clone(&self.site.driver),
+                run: self.run.clone(),
                 namespace,
                 scenario: name.to_owned(),
                 recorder: self.recorder.clone(),
                 image: self.image.clone(),
             },
-            site: self.site(),
+            site: self.site.clone(),
+            turn: usize::try_from(self.seed % 1009).unwrap_or(0),
             owned: Mutex::default(),
         };
         run.owns(&format!("{}/", run.context.namespace));

@@ -2,6 +2,7 @@
 mod act;
 mod artefacts;
 mod execute;
+pub mod interrupt;
 mod schedule;
 mod settle;
 

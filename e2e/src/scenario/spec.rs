@@ -36,6 +36,11 @@ pub struct Exception {
 }
 
 impl Scenario {
+    /// Whether it acts on processes of the nodes, and so needs them on this machine.
+    pub fn needs_host(&self) -> bool {
+        self.is_exclusive()
+    }
+
     /// Whether it disturbs others, and so runs alone.
     pub fn is_exclusive(&self) -> bool {
         !self.faults.is_empty()

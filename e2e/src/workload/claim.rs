@@ -7,7 +7,7 @@ use serde_json::json;
 use super::context::{Context, WorkloadError};
 use super::spec::{Access, Mode, VolumeSpec};
 use crate::clock::Limit;
-use crate::cluster::{chart, condition, wait};
+use crate::cluster::{condition, wait};
 
 /// A claim that was made.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ fn manifest(name: &str, spec: &VolumeSpec, class: &str, pv: Option<&str>) -> ser
 /// # Errors
 /// The API server's.
 pub async fn create_claim(context: &Context, name: &str, spec: &VolumeSpec) -> Result<Claim, WorkloadError> {
-    create(context, name, spec, &spec.class, None).await
+    create(context, name, spec, context.class(spec.class)?, None).await
 }
 
 async fn create(
@@ -112,7 +112,7 @@ pub async fn pre_provisioned(
             "storageClassName": "",
             "claimRef": {"namespace": context.namespace, "name": name},
             "csi": {
-                "driver": chart::DRIVER_NAME, "volumeHandle": csi.volume_handle,
+                "driver": context.driver.name, "volumeHandle": csi.volume_handle,
                 "fsType": csi.fs_type, "volumeAttributes": csi.volume_attributes,
             },
         }
@@ -121,7 +121,7 @@ pub async fn pre_provisioned(
     // Without this mark the provisioner leaves a PV that it did not write alone, and its volume with it.
     object.annotations_mut().insert(
         String::from("pv.kubernetes.io/provisioned-by"),
-        String::from(chart::DRIVER_NAME),
+        context.driver.name.clone(),
     );
     Api::<PersistentVolume>::all(context.client.clone())
         .create(&PostParams::default(), &object)
@@ -171,7 +171,7 @@ impl Claim {
         let claim = spec.claim_ref.unwrap_or_default();
         let protection = String::from("kubernetes.io/pv-protection");
         let checks = [
-            ("driver", csi.driver == chart::DRIVER_NAME, csi.driver.clone()),
+            ("driver", csi.driver == context.driver.name, csi.driver.clone()),
             (
                 "volumeHandle without ^",
                 !csi.volume_handle.is_empty() && !csi.volume_handle.contains('^'),

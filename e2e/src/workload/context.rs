@@ -9,17 +9,22 @@ use serde_json::json;
 
 use crate::clock::Limit;
 use crate::cluster::ClusterError;
-use crate::cluster::kind::Cluster;
+use crate::cluster::driver::{Class, Driver};
 use crate::cluster::wait::{self, WaitError};
 use crate::history::{Recorder, What};
+
+/// Label of every namespace that a run makes; its value is the run's name.
+pub const RUN_LABEL: &str = "holdfast.run/run";
 
 /// Where a scenario works.
 #[derive(Clone)]
 pub struct Context {
     /// The API server.
     pub client: Client,
-    /// The cluster, with its nodes on this host.
-    pub cluster: Arc<Cluster>,
+    /// The driver under test.
+    pub driver: Arc<Driver>,
+    /// The run, by which its namespaces are told from others.
+    pub run: String,
     /// The scenario's own namespace.
     pub namespace: String,
     /// The scenario.
@@ -70,7 +75,8 @@ impl Context {
     pub async fn create_namespace(&self) -> Result<(), WorkloadError> {
         let namespace = self.object(json!({
             "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": self.namespace, "labels": {"holdfast.run/scenario": self.scenario}}
+            "metadata": {"name": self.namespace, "labels": {
+                RUN_LABEL: self.run, "holdfast.run/scenario": self.scenario.replace('#', "-")}}
         }))?;
         Api::<Namespace>::all(self.client.clone())
             .create(&PostParams::default(), &namespace)
@@ -162,6 +168,18 @@ impl Context {
         let cut = lines.len().saturating_sub(8);
         lines.drain(..cut);
         lines.concat()
+    }
+
+    /// The name of the StorageClass that `class` has on this cluster.
+    ///
+    /// # Errors
+    /// If the driver has none; such a scenario is skipped before it begins.
+    pub fn class(&self, class: Class) -> Result<&str, WorkloadError> {
+        let name = self.driver.classes.get(&class);
+        name.map(String::as_str).ok_or_else(|| WorkloadError::Unmet {
+            expected: format!("a StorageClass {} of {}", class.name(), self.driver.name),
+            seen: String::from("none in its file"),
+        })
     }
 
     /// Names what was asked when the API server refuses.

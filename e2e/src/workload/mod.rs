@@ -7,7 +7,7 @@ mod spec;
 mod stateful_set;
 
 pub use claim::{Claim, create_claim, pre_provisioned};
-pub use context::{Context, WorkloadError};
+pub use context::{Context, RUN_LABEL, WorkloadError};
 pub use pod::{Consumer, Placement, create_pod};
-pub use spec::{Access, Binding, Mode, VolumeSpec, Workload};
+pub use spec::{Access, Mode, VolumeSpec, Workload};
 pub use stateful_set::Moving;

@@ -11,8 +11,8 @@ use super::claim::Claim;
 use super::context::{Context, WorkloadError};
 use super::spec::Mode;
 use crate::clock::Limit;
+use crate::cluster::condition;
 use crate::cluster::wait::{self, Look};
-use crate::cluster::{chart, condition};
 use crate::history::What;
 
 /// Where the pod finds its volume.
@@ -47,7 +47,7 @@ pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, plac
     let mut container = json!({
         "name": "io",
         "image": context.image,
-        "imagePullPolicy": "Never",
+        "imagePullPolicy": "IfNotPresent",
         "args": ["io", "write", "--path", path, "--writer", context.scenario, "--blocks", blocks.to_string(), "--interval-ms", "5"],
     });
     let place = match mode {
@@ -62,9 +62,16 @@ pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, plac
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
     });
     if let Placement::On(node) = placement {
-        spec["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+        spec["affinity"] = on_node(node);
     }
     spec
+}
+
+/// Only this node, by its name: the label of its host's name need not be the same.
+pub(super) fn on_node(node: &str) -> Value {
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+    ]}}})
 }
 
 fn path(mode: Mode) -> String {
@@ -244,7 +251,7 @@ impl Consumer {
             let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
             match list.items.iter().find(of) {
                 None => Look::NotYet(String::from("no attachment")),
-                Some(a) if a.spec.attacher != chart::DRIVER_NAME => {
+                Some(a) if a.spec.attacher != context.driver.name => {
                     Look::Never(format!("attacher {}", a.spec.attacher))
                 }
                 Some(a) if a.spec.node_name != self.node => {

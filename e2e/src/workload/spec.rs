@@ -1,30 +1,29 @@
 //! What is done with volumes, as data.
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::driver::Class;
+
 /// A volume that is asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct VolumeSpec {
-    /// StorageClass.
-    pub class: String,
+    /// What its StorageClass must be.
+    pub class: Class,
     /// Size, as Kubernetes writes it.
     pub size: String,
     /// Filesystem or block device.
     pub mode: Mode,
     /// Who may use it.
     pub access: Access,
-    /// When it is bound.
-    pub binding: Binding,
 }
 
 impl Default for VolumeSpec {
     fn default() -> Self {
         Self {
-            class: String::from("holdfast-ext4"),
+            class: Class::default(),
             size: String::from("64Mi"),
             mode: Mode::Filesystem,
             access: Access::ReadWriteOnce,
-            binding: Binding::Immediate,
         }
     }
 }
@@ -45,15 +44,6 @@ pub enum Access {
     ReadWriteOnce,
     /// One pod.
     ReadWriteOncePod,
-}
-
-/// volumeBindingMode of the class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Binding {
-    /// With the claim.
-    Immediate,
-    /// With the first pod.
-    WaitForFirstConsumer,
 }
 
 /// What is done with volumes.
@@ -114,6 +104,21 @@ pub enum Workload {
         #[serde(default)]
         volume: VolumeSpec,
     },
+}
+
+impl Workload {
+    /// The volume that it asks for.
+    pub fn volume(&self) -> &VolumeSpec {
+        match self {
+            Self::Lifecycle { volume, .. }
+            | Self::Expand { volume, .. }
+            | Self::Retain { volume }
+            | Self::PreProvisioned { volume }
+            | Self::MoveStatefulSet { volume }
+            | Self::DeleteWhileProvisioning { volume }
+            | Self::DeleteWhileAttaching { volume } => volume,
+        }
+    }
 }
 
 fn one() -> u32 {

@@ -52,7 +52,7 @@ impl Moving {
                 "volumeClaimTemplates": [{
                     "metadata": {"name": "data"},
                     "spec": {
-                        "storageClassName": spec.class, "accessModes": ["ReadWriteOnce"],
+                        "storageClassName": context.class(spec.class)?, "accessModes": ["ReadWriteOnce"],
                         "resources": {"requests": {"storage": spec.size}},
                     }
                 }]
@@ -117,9 +117,8 @@ impl Moving {
     /// The API server's.
     pub async fn move_to(&self, context: &Context, node: &str) -> Result<(), WorkloadError> {
         let sets: Api<StatefulSet> = wait::api(&context.client, &context.namespace);
-        let patch =
-            json!({"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": node}}}}});
-        sets.patch(NAME, &PatchParams::default(), &Patch::Strategic(&patch))
+        let patch = json!({"spec": {"template": {"spec": {"affinity": pod::on_node(node)}}}});
+        sets.patch(NAME, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .map(drop)
             .map_err(context.api("move a StatefulSet"))

@@ -1,0 +1,116 @@
+//! Which runs are alive: a lock per cluster that a run works on; the kernel lets go of it when the run's process ends,
+//! however it ends, so what a free lock stands for was left by a run that was killed.
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use super::{ClusterError, at, state_root};
+
+/// Of a cluster that was made for the run, and goes with it.
+const FRESH: &str = ".fresh-run";
+/// Of one that stays.
+const LASTING: &str = ".run";
+
+/// Held while a run works on a cluster.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    _file: File,
+}
+
+fn path(root: &Path, cluster: &str, ending: &str) -> PathBuf {
+    // Hidden, so that it is no cluster's folder.
+    root.join(format!(".{cluster}{ending}"))
+}
+
+fn take(path: &Path) -> Result<Option<RunLock>, ClusterError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(at(path, "open"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(RunLock {
+            path: path.to_owned(),
+            _file: file,
+        })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(at(path, "lock")(error)),
+    }
+}
+
+impl RunLock {
+    /// Takes the lock of `cluster`; a `fresh` one is made for the run, and removed with it.
+    ///
+    /// # Errors
+    /// If another run works on it.
+    pub fn of(cluster: &str, fresh: bool) -> Result<Self, ClusterError> {
+        let root = state_root();
+        std::fs::create_dir_all(&root).map_err(at(&root, "create"))?;
+        take(&path(&root, cluster, if fresh { FRESH } else { LASTING }))?.ok_or_else(|| {
+            ClusterError::Setup(format!(
+                "another run works on cluster {cluster}; wait for it, or name another cluster"
+            ))
+        })
+    }
+
+    /// The run is over and has left nothing that the next one should look for.
+    pub fn forget(self) {
+        // If it stays, the next run looks once for nothing.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The clusters that were made for a run which was killed, each with its lock.
+///
+/// # Errors
+/// If the folder of states cannot be read.
+pub fn orphans() -> Result<Vec<(String, RunLock)>, ClusterError> {
+    orphans_in(&state_root())
+}
+
+fn orphans_in(root: &Path) -> Result<Vec<(String, RunLock)>, ClusterError> {
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(source) => return Err(at(root, "list")(source)),
+    };
+    for entry in entries {
+        let name = entry
+            .map_err(at(root, "list"))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        if let Some(cluster) = name.strip_prefix('.').and_then(|n| n.strip_suffix(FRESH))
+            && let Some(lock) = take(&root.join(&name))?
+        {
+            found.push((cluster.to_owned(), lock));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_nobody_holds_stands_for_a_run_that_was_killed() {
+        let root = tempfile::tempdir().unwrap();
+        let alive = take(&path(root.path(), "alive", FRESH)).unwrap().unwrap();
+        drop(take(&path(root.path(), "killed", FRESH)).unwrap().unwrap());
+        drop(take(&path(root.path(), "lasting", LASTING)).unwrap().unwrap());
+        let found = orphans_in(root.path()).unwrap();
+        assert_eq!(
+            found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["killed"]
+        );
+        assert!(take(&path(root.path(), "alive", FRESH)).unwrap().is_none());
+        alive.forget();
+        for (_, lock) in found {
+            lock.forget();
+        }
+        assert!(orphans_in(root.path()).unwrap().is_empty());
+    }
+}
