@@ -24,6 +24,9 @@ use crate::ledger::{CsiMount, csi_mounts};
 
 type Facts = BTreeMap<String, String>;
 
+/// Where the scheduler writes the node of a claim's first pod.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+
 /// Starts watching; it ends when the returned set is dropped.
 pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
@@ -175,6 +178,11 @@ fn pv_facts(pv: &PersistentVolume, driver: &Driver) -> Option<Facts> {
         pv.status.as_ref().and_then(|status| status.phase.clone()),
     );
     put(&mut facts, "mode", spec.volume_mode.clone());
+    put(
+        &mut facts,
+        "policy",
+        spec.persistent_volume_reclaim_policy.clone(),
+    );
     Some(facts)
 }
 
@@ -191,6 +199,8 @@ fn pvc_facts(pvc: &PersistentVolumeClaim, _: &Driver) -> Option<Facts> {
         "pv",
         pvc.spec.as_ref().and_then(|spec| spec.volume_name.clone()),
     );
+    // With WaitForFirstConsumer the provisioner begins when the scheduler has chosen a node.
+    put(&mut facts, "node", pvc.annotations().get(SELECTED_NODE));
     Some(facts)
 }
 
@@ -223,6 +233,7 @@ fn pod_facts(pod: &Pod, driver: &Driver) -> Option<Facts> {
     pod.namespace()
         .filter(|namespace| namespace.starts_with("hf-") || *namespace == driver.namespace)?;
     let mut facts = common(pod);
+    put(&mut facts, "uid", pod.uid());
     put(
         &mut facts,
         "node",

@@ -131,7 +131,7 @@ pub enum What {
         acknowledged: u64,
         /// How many were found, in order and whole.
         found: u64,
-        /// Who wrote them.
+        /// UIDs of the pods that wrote them, in their order; one that wrote again after another stands there again.
         writers: Vec<String>,
     },
     /// Something outlived its scenario, or was gone after it.

@@ -5,6 +5,6 @@ mod reader;
 mod writer;
 
 pub use event::{Change, Event, Outcome, What};
-pub use query::{Owned, Step, Transition, owned_by, transitions};
+pub use query::{Owned, Seen, Step, Transition, objects, owned_by, transitions};
 pub use reader::{HistoryError, read};
 pub use writer::Recorder;

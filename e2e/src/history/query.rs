@@ -77,6 +77,55 @@ pub struct Transition {
     pub step: Step,
 }
 
+/// An object of the API as a watch saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Milliseconds since the run's start.
+    pub at_ms: u64,
+    /// Whether it went away then.
+    pub gone: bool,
+    /// Its namespace, where it has one.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    facts: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Seen<'a> {
+    /// One of its facts, or nothing.
+    pub fn fact(&self, key: &str) -> &'a str {
+        self.facts.get(key).map_or("", String::as_str)
+    }
+
+    /// Whether a fact is `true`.
+    pub fn is(&self, key: &str) -> bool {
+        self.fact(key) == "true"
+    }
+}
+
+/// Objects of the kind `wanted`, each time that they were seen.
+pub fn objects<'a>(events: &'a [Event], wanted: &'a str) -> impl Iterator<Item = Seen<'a>> {
+    events.iter().filter_map(move |event| {
+        let What::Object {
+            change,
+            kind,
+            namespace,
+            name,
+            facts,
+        } = &event.what
+        else {
+            return None;
+        };
+        (kind == wanted).then_some(Seen {
+            at_ms: event.at_ms,
+            gone: *change == Change::Gone,
+            namespace,
+            name,
+            facts,
+        })
+    })
+}
+
 /// Volumes whose claim was ever in `namespace`.
 pub fn owned_by(events: &[Event], namespace: &str) -> Vec<Owned> {
     let prefix = format!("{namespace}/");

@@ -1,10 +1,16 @@
 //! Judges a scenario's events and its ledger's difference by every invariant that it does not except.
-use super::{acknowledged_data, lifecycle, no_leak, single_writer};
+use super::{acknowledged_data, bounded_time, lifecycle, no_leak, single_writer};
 use crate::history::{Event, Outcome};
 use crate::ledger::Diff;
 
 /// The names of all invariants, as scenarios except them.
-pub const NAMES: [&str; 4] = ["lifecycle", "acknowledged-data", "single-writer", "no-leak"];
+pub const NAMES: [&str; 5] = [
+    "lifecycle",
+    "acknowledged-data",
+    "single-writer",
+    "bounded-time",
+    "no-leak",
+];
 
 /// What does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +43,11 @@ pub fn judge(
         findings.extend(acknowledged_data::check(events));
     }
     if wanted("single-writer") {
-        findings.extend(single_writer::check(events));
+        findings.extend(single_writer::check(events, observed, namespace));
         findings.extend(single_writer::check_nodes(observed, namespace));
+    }
+    if wanted("bounded-time") {
+        findings.extend(bounded_time::check(events, observed, namespace));
     }
     if wanted("no-leak") {
         findings.extend(no_leak::check(diff));

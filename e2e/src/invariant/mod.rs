@@ -1,5 +1,6 @@
 //! What must hold: verdicts over history and ledger, without any I/O.
 mod acknowledged_data;
+mod bounded_time;
 mod check;
 mod lifecycle;
 mod no_leak;

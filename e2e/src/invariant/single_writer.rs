@@ -1,24 +1,71 @@
-//! Nobody but the scenario's own writer wrote to its volumes.
-use super::check::Finding;
-use crate::history::{Event, Outcome, Step, What, owned_by, transitions};
+//! Nobody but the scenario's own pods wrote to its volumes, and never two of them in turns.
+use std::collections::BTreeMap;
 
-pub(super) fn check(events: &[Event]) -> Vec<Finding> {
-    events.iter().filter_map(foreign).collect()
+use super::check::Finding;
+use crate::history::{Event, Outcome, Step, What, objects, owned_by, transitions};
+
+/// A pod by its UID, which is what its blocks carry.
+type Pods<'a> = BTreeMap<&'a str, (&'a str, &'a str)>;
+
+/// `events` are those of the scenario in `namespace`, for the blocks that it read; `observed` are all, for the pods.
+pub(super) fn check(events: &[Event], observed: &[Event], namespace: &str) -> Vec<Finding> {
+    let pods = pods(observed);
+    events
+        .iter()
+        .filter_map(|event| foreign(event, &pods, namespace))
+        .collect()
 }
 
-fn foreign(event: &Event) -> Option<Finding> {
+fn pods(observed: &[Event]) -> Pods<'_> {
+    objects(observed, "Pod")
+        .filter(|pod| !pod.fact("uid").is_empty())
+        .map(|pod| (pod.fact("uid"), (pod.namespace, pod.name)))
+        .collect()
+}
+
+fn foreign(event: &Event, pods: &Pods<'_>, namespace: &str) -> Option<Finding> {
     let What::Blocks { pod, writers, .. } = &event.what else {
         return None;
     };
-    writers
-        .iter()
-        .any(|w| Some(w) != event.scenario.as_ref())
-        .then(|| Finding {
-            invariant: "single-writer",
-            outcome: Outcome::Failed,
-            expected: format!("{pod} finds blocks of its own scenario only"),
-            seen: format!("blocks by {writers:?}"),
-        })
+    let ours = |writer: &&String| pods.get(writer.as_str()).is_some_and(|(of, _)| *of == namespace);
+    let again = |index: usize, writer: &String| writers.iter().take(index).any(|before| before == writer);
+    let shown = |writer: &String| match pods.get(writer.as_str()) {
+        Some((of, name)) => format!("pod {of}/{name} ({writer})"),
+        None => format!("{writer:?}, which is no pod that was seen"),
+    };
+    let finding = |outcome, expected: String, seen: String| Finding {
+        invariant: "single-writer",
+        outcome,
+        expected,
+        seen,
+    };
+    if !writers.is_empty() && !pods.values().any(|(of, _)| *of == namespace) {
+        // Without the pods' UIDs nothing can be told of who wrote.
+        return Some(finding(
+            Outcome::Broken,
+            format!("the pods of {namespace} in the history"),
+            String::from("none was observed"),
+        ));
+    }
+    if let Some(other) = writers.iter().find(|writer| !ours(writer)) {
+        return Some(finding(
+            Outcome::Failed,
+            format!("{pod} finds blocks of its own scenario's pods only"),
+            format!("blocks by {}", shown(other)),
+        ));
+    }
+    let returned = writers.iter().enumerate().find(|(index, w)| again(*index, w));
+    returned.map(|(_, writer)| {
+        finding(
+            Outcome::Failed,
+            format!("{pod} finds the blocks of one pod after those of another"),
+            format!(
+                "{} wrote again after another: {}",
+                shown(writer),
+                writers.iter().map(shown).collect::<Vec<_>>().join(", then ")
+            ),
+        )
+    })
 }
 
 /// No volume is staged on two nodes at once: each has its own cache, and both would write.
@@ -60,21 +107,62 @@ pub(super) fn check_nodes(observed: &[Event], namespace: &str) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use rstest::rstest;
 
-    #[test]
-    fn a_block_of_another_scenario_is_found() {
-        let read = |writer: &str| Event {
+    use super::*;
+    use crate::history::Change;
+
+    fn pod(namespace: &str, name: &str, uid: &str) -> Event {
+        Event {
             at_ms: 1,
+            scenario: None,
+            what: What::Object {
+                change: Change::Present,
+                kind: String::from("Pod"),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                facts: [(String::from("uid"), uid.to_owned())].into(),
+            },
+        }
+    }
+
+    fn read(writers: &[&str]) -> Event {
+        Event {
+            at_ms: 2,
             scenario: Some(String::from("mine")),
             what: What::Blocks {
-                pod: String::from("p"),
+                pod: String::from("second"),
                 acknowledged: 1,
                 found: 1,
-                writers: vec![writer.to_owned()],
+                writers: writers.iter().map(|w| (*w).to_owned()).collect(),
             },
-        };
-        assert!(check(&[read("mine")]).is_empty());
-        assert_eq!(check(&[read("other")]).len(), 1);
+        }
+    }
+
+    #[rstest]
+    #[case::one_pod(&["u-1"], None)]
+    #[case::one_after_the_other(&["u-1", "u-2"], None)]
+    #[case::another_scenario_s(&["u-1", "u-9"], Some("pod hf-other/x (u-9)"))]
+    #[case::nobody_s(&["w"], Some("no pod that was seen"))]
+    #[case::in_turns(&["u-1", "u-2", "u-1"], Some("pod hf-mine/first (u-1) wrote again after another"))]
+    fn who_wrote_is_told_by_the_pods_uid(#[case] writers: &[&str], #[case] says: Option<&str>) {
+        let observed = [
+            pod("hf-mine", "first", "u-1"),
+            pod("hf-mine", "second", "u-2"),
+            pod("hf-other", "x", "u-9"),
+        ];
+        let found = check(&[read(writers)], &observed, "hf-mine");
+        assert_eq!(found.len(), usize::from(says.is_some()), "{found:?}");
+        if let (Some(says), Some(finding)) = (says, found.first()) {
+            assert_eq!(finding.outcome, Outcome::Failed);
+            assert!(finding.seen.contains(says), "{}", finding.seen);
+        }
+    }
+
+    #[test]
+    fn without_any_pod_in_the_history_nothing_is_proved() {
+        let found = check(&[read(&["u-1"])], &[pod("hf-other", "x", "u-9")], "hf-mine");
+        assert_eq!(found[0].outcome, Outcome::Broken);
+        assert!(check(&[read(&[])], &[], "hf-mine").is_empty());
     }
 }

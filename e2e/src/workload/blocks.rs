@@ -20,7 +20,7 @@ const SUM: usize = 32;
 pub struct Report {
     /// Blocks that are whole and in order, from the first on.
     pub blocks: u64,
-    /// Who wrote them, each once.
+    /// Who wrote them, in their order; one who wrote again after another stands there again.
     pub writers: Vec<String>,
     /// What is wrong behind them, if anything is.
     pub fault: Option<String>,
@@ -70,7 +70,7 @@ pub fn verify(path: &Path) -> std::io::Result<Report> {
         match decode(&block[..read]) {
             Some((number, writer)) if number == report.blocks + 1 => {
                 report.blocks = number;
-                if !report.writers.contains(&writer) {
+                if report.writers.last() != Some(&writer) {
                     report.writers.push(writer);
                 }
             }
@@ -203,6 +203,15 @@ mod tests {
             .write_all_at(&encode(3, "w")[..100], 2 * BLOCK as u64)
             .unwrap();
         assert_eq!(Writer::open(file.path(), "w").unwrap().append().unwrap(), 3);
+    }
+
+    #[test]
+    fn two_who_write_in_turns_are_told() {
+        let file = written(1);
+        for writer in ["v", "w", "w"] {
+            Writer::open(file.path(), writer).unwrap().append().unwrap();
+        }
+        assert_eq!(verify(file.path()).unwrap().writers, ["w", "v", "w"]);
     }
 
     #[test]
