@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::args::{CacheCommand, ClusterCommand};
 use super::exit::Exit;
+use super::job::{sweep_clusters, told_to_stop};
 use crate::cluster::kind::{self, ClusterSpec};
 use crate::cluster::{cache_root, docker, images, label};
 use crate::progress::Progress;
@@ -55,6 +56,7 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<Exit> {
 }
 
 async fn up(spec: &ClusterSpec, progress: &Progress) -> anyhow::Result<Exit> {
+    sweep_clusters(progress).await?;
     let known = kind::state(&spec.name).exists();
     tokio::select! {
         made = kind::up(spec, progress) => {
@@ -71,7 +73,8 @@ async fn up(spec: &ClusterSpec, progress: &Progress) -> anyhow::Result<Exit> {
             println!("export DOCKER_HOST={}", cluster.docker.host);
             Ok(Exit::Passed)
         }
-        _ = tokio::signal::ctrl_c() => {
+        told = told_to_stop() => {
+            told?;
             progress.note("interrupted; cleaning up");
             if !known && kind::state(&spec.name).exists() {
                 kind::down(&spec.name).await?;

@@ -25,13 +25,7 @@ use crate::scenario::Scenario;
 
 /// Removes what runs that were killed have left: their own clusters, and on a cluster that stays, their namespaces.
 pub(super) async fn sweep(target: &Target, progress: &Progress) -> anyhow::Result<()> {
-    for (name, lock) in run_lock::orphans()? {
-        if kind::state(&name).exists() {
-            progress.note(&format!("a run was killed: removing its cluster {name}"));
-            kind::down(&name).await?;
-        }
-        lock.forget();
-    }
+    sweep_clusters(progress).await?;
     match target {
         Target::Fresh(_) => {}
         Target::Own(name) => {
@@ -51,6 +45,18 @@ pub(super) async fn sweep(target: &Target, progress: &Progress) -> anyhow::Resul
                 );
             }
         }
+    }
+    Ok(())
+}
+
+/// Removes the clusters of runs that were killed.
+pub(super) async fn sweep_clusters(progress: &Progress) -> anyhow::Result<()> {
+    for (name, lock) in run_lock::orphans()? {
+        if kind::state(&name).exists() {
+            progress.note(&format!("a run was killed: removing its cluster {name}"));
+            kind::down(&name).await?;
+        }
+        lock.forget();
     }
     Ok(())
 }

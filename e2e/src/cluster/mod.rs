@@ -83,7 +83,9 @@ pub enum ClusterError {
         source: Box<kube::Error>,
     },
     /// The API server of an existing cluster does not answer.
-    #[error("the API server of context {context}, {server}, does not answer; is the cluster up, and this the right context?")]
+    #[error(
+        "the API server of context {context}, {server}, does not answer; is the cluster up, and this the right context?"
+    )]
     Unreachable {
         /// The context.
         context: String,

@@ -1,0 +1,402 @@
+//! Trouble that only a machine can make: no space, no Docker, a signal at any moment, a run that was killed. One clear
+//! message, the right exit code, nothing left behind. Clusters here are real ones, in a state folder of their own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use holdfast_e2e::cluster::kind::Cluster;
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{Found, check, is_root, trial};
+
+/// The node image may have to be built first.
+const LIMIT_COLD: Duration = Duration::from_secs(40 * 60);
+/// A cluster goes, or a line comes, on a machine that does other things too.
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let root: Found<()> = if is_root() {
+        Ok(())
+    } else {
+        Err("needs root for nodes, mounts and loop devices".into())
+    };
+    let cases: Vec<Trial> = vec![
+        trial("a_full_disk_is_told_before_anything_is_made", &root, |()| {
+            no_space()
+        }),
+        trial(
+            "what_docker_lacks_is_named_with_the_way_to_have_it",
+            &root,
+            |()| no_docker(),
+        ),
+        trial("stopped_at_any_moment_nothing_stays", &root, |()| stopped()),
+    ];
+    libtest_mimic::run(&arguments, cases).exit_code()
+}
+
+/// A folder for one case, with the words that keep its runs apart from others.
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+/// A program on its way, its lines as they come.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    heard: Vec<String>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("hf-trouble-").tempdir().unwrap();
+        Self { folder }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command
+            .args(words)
+            .current_dir(self.folder.path())
+            .env("HOLDFAST_STATE_DIR", self.state())
+            .env_remove("GITHUB_STEP_SUMMARY")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self, words: &[&str]) -> Running {
+        let mut child = self
+            .command(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // The case is over.
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Running {
+            child,
+            lines,
+            heard: Vec::new(),
+        }
+    }
+
+    fn cluster(&self, name: &str) -> Cluster {
+        let text = std::fs::read_to_string(self.state().join(name).join("cluster.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// What the state folder still has, locks apart.
+    fn left(&self) -> Vec<String> {
+        std::fs::read_dir(self.state())
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|name| !name.starts_with('.'))
+            .collect()
+    }
+}
+
+impl Running {
+    /// Waits for a line with `word` in it.
+    fn says(&mut self, word: &str, limit: Duration) -> Result<String, Failed> {
+        let until = Instant::now() + limit;
+        loop {
+            match self
+                .lines
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    self.heard.push(line.clone());
+                    if line.contains(word) {
+                        return Ok(line);
+                    }
+                }
+                Err(why) => {
+                    let heard = self.heard.join("\n");
+                    let why = match why {
+                        RecvTimeoutError::Timeout => "not in its bound",
+                        RecvTimeoutError::Disconnected => "ended before",
+                    };
+                    self.tell(Signal::SIGTERM);
+                    let _ = self.child.wait();
+                    return Err(format!("{word:?} was not said, {why}; heard:\n{heard}").into());
+                }
+            }
+        }
+    }
+
+    fn tell(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        // A process that is over hears nothing.
+        let _ = kill(pid, signal);
+    }
+
+    /// Waits for the end: the exit code, or none after a signal that kills.
+    fn ends(mut self) -> Result<Option<i32>, Failed> {
+        // The lines end with the process.
+        loop {
+            match self.lines.recv_timeout(LIMIT) {
+                Ok(line) => self.heard.push(line),
+                Err(RecvTimeoutError::Disconnected) => return Ok(self.child.wait()?.code()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tell(Signal::SIGKILL);
+                    let _ = self.child.wait();
+                    return Err(format!("it does not end; heard:\n{}", self.heard.join("\n")).into());
+                }
+            }
+        }
+    }
+}
+
+/// Nothing of `name` is on this machine: no folder, no container, no loop device, no mount.
+fn is_gone(desk: &Desk, name: &str) -> Result<(), Failed> {
+    check(!desk.state().join(name).exists(), || {
+        format!("the folder of {name} stays")
+    })?;
+    let holdfast = desk.command(&["cluster", "status"]).output()?;
+    let said = String::from_utf8_lossy(&holdfast.stdout).into_owned();
+    check(!said.contains(name), || said.clone())?;
+    let path = desk.state().display().to_string();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    check(!mounts.contains(&path), || format!("a mount below {path} stays"))?;
+    let loops = Command::new("losetup")
+        .args(["--list", "--noheadings", "--output", "BACK-FILE"])
+        .output()?;
+    let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
+    check(!loops.contains(&path), || format!("a loop device stays: {loops}"))?;
+    // Containers of a node carry its name; the daemon may be gone with its last user, which is as good.
+    let processes = Command::new("ps").args(["-eo", "args"]).output()?;
+    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
+    let node = format!("--hostname {name}-");
+    check(!processes.contains(&node), || {
+        String::from("a node's process stays")
+    })
+}
+
+fn no_space() -> Result<(), Failed> {
+    let desk = Desk::new();
+    let full = desk.folder.path().join("full");
+    std::fs::create_dir(&full)?;
+    mount(
+        Some("holdfast-test"),
+        &full,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=16m"),
+    )?;
+    let output = desk
+        .command(&["cluster", "up", "--name", "full", "--yes"])
+        .env("XDG_CACHE_HOME", &full)
+        .output();
+    let made = std::fs::read_dir(&full)?.count();
+    umount(&full)?;
+    let output = output?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    check(output.status.code() == Some(96), || said.clone())?;
+    check(
+        said.contains("GiB are free") && said.contains("cache prune"),
+        || said.clone(),
+    )?;
+    check(made == 0 && desk.left().is_empty(), || {
+        format!("{made} entries were made")
+    })
+}
+
+fn no_docker() -> Result<(), Failed> {
+    let desk = Desk::new();
+    let output = desk
+        .command(&["cluster", "up", "--name", "none"])
+        .env("XDG_CACHE_HOME", desk.folder.path().join("cache"))
+        .env("PATH", desk.folder.path())
+        .env_remove("CI")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    check(output.status.code() == Some(96), || said.clone())?;
+    check(
+        said.contains("docker.io") && said.contains("apt-get install"),
+        || said.clone(),
+    )?;
+    check(desk.left().is_empty(), || {
+        String::from("a cluster's folder was made")
+    })
+}
+
+/// One cluster after the other, for they share the machine.
+fn stopped() -> Result<(), Failed> {
+    let desk = Desk::new();
+    let ended = moments(&desk);
+    // Whatever a failed case left.
+    let _ = desk.command(&["cluster", "down", "--all"]).output();
+    ended
+}
+
+fn moments(desk: &Desk) -> Result<(), Failed> {
+    // A run is killed while its cluster comes up: `cluster up` finds what it left.
+    let mut run = desk.start(&["run", "retain", "--yes", "--output", "killed"]);
+    run.says("create cluster hf-", LIMIT_COLD)?;
+    let orphan = desk.left().pop().unwrap_or_default();
+    run.tell(Signal::SIGKILL);
+    check(run.ends()?.is_none(), || {
+        String::from("killed, and yet it ended by itself")
+    })?;
+    check(desk.state().join(&orphan).exists(), || {
+        String::from("it left nothing to find")
+    })?;
+
+    // Ctrl-C while a cluster comes up.
+    let mut up = desk.start(&["cluster", "up", "--name", "early", "--yes"]);
+    up.says("a run was killed", LIMIT)?;
+    up.says("create cluster early", LIMIT)?;
+    is_gone(desk, &orphan)?;
+    up.tell(Signal::SIGINT);
+    check(up.ends()? == Some(130), || {
+        String::from("Ctrl-C at cluster up is not 130")
+    })?;
+    is_gone(desk, "early")?;
+
+    let mut up = desk.start(&["cluster", "up", "--name", "lasting", "--yes"]);
+    up.says("pods of kube-system Ready", LIMIT)?;
+    check(up.ends()? == Some(0), || {
+        String::from("the cluster does not come up")
+    })?;
+    let cluster = desk.cluster("lasting");
+
+    // Ctrl-C while kubelet is stopped and the driver held: both go on, and nothing of the run stays.
+    let mut run = desk.start(&[
+        "run",
+        "mount-kubelet-restarted",
+        "--on",
+        "lasting",
+        "--yes",
+        "--output",
+        "stopped",
+    ]);
+    run.says("held:", LIMIT_COLD)?;
+    run.tell(Signal::SIGTERM);
+    check(run.ends()? == Some(130), || {
+        String::from("SIGTERM at a run is not 130")
+    })?;
+    untouched(&cluster, &desk.state())?;
+
+    // A run is killed amid its scenario: the next one removes what it left, and passes.
+    let mut run = desk.start(&[
+        "run",
+        "lifecycle-ext4",
+        "--on",
+        "lasting",
+        "--yes",
+        "--output",
+        "amid",
+    ]);
+    run.says("RUN ", LIMIT)?;
+    let namespaces = || {
+        kubectl(
+            &cluster,
+            &[
+                "get",
+                "namespaces",
+                "--selector",
+                "holdfast.run/run",
+                "--output",
+                "name",
+            ],
+        )
+    };
+    until("a namespace of the run", || Ok(!namespaces()?.is_empty()))?;
+    run.tell(Signal::SIGKILL);
+    run.ends()?;
+    let mut run = desk.start(&["run", "retain", "--on", "lasting", "--yes", "--output", "next"]);
+    run.says("remove what a killed run has left", LIMIT)?;
+    check(run.ends()? == Some(0), || {
+        String::from("the run after a killed one does not pass")
+    })?;
+    untouched(&cluster, &desk.state())?;
+
+    // A replay of what was interrupted is a run like any other.
+    let replay = [
+        "replay",
+        "next",
+        "--scenario",
+        "retain",
+        "--on",
+        "lasting",
+        "--yes",
+    ];
+    check(desk.start(&replay).ends()? == Some(0), || {
+        String::from("a replay does not pass")
+    })?;
+    let down = desk.command(&["cluster", "down", "lasting"]).output()?;
+    check(down.status.success(), || {
+        String::from_utf8_lossy(&down.stderr).into_owned()
+    })?;
+    is_gone(desk, "lasting")
+}
+
+/// The cluster is as it was before the run: no namespace, volume or driver of it, and every kubelet active.
+fn untouched(cluster: &Cluster, state: &Path) -> Result<(), Failed> {
+    for kind in [
+        "namespaces --selector holdfast.run/run",
+        "persistentvolumes",
+        "volumeattachments",
+        "csidrivers",
+    ] {
+        let mut words = vec!["get"];
+        words.extend(kind.split(' '));
+        words.extend(["--output", "name"]);
+        let left = kubectl(cluster, &words)?;
+        check(left.is_empty(), || format!("{kind}: {left}"))?;
+    }
+    for node in &cluster.nodes {
+        let output = Command::new("docker")
+            .args(["exec", node, "systemctl", "is-active", "kubelet"])
+            .env("DOCKER_HOST", &cluster.docker.host)
+            .output()?;
+        check(output.status.success(), || {
+            format!("kubelet of {node} is not active")
+        })?;
+    }
+    let images = state.join(&cluster.name).join("data/volumes");
+    let images = std::fs::read_dir(images).into_iter().flatten().count();
+    check(images == 0, || format!("{images} files of volumes stay"))
+}
+
+fn kubectl(cluster: &Cluster, words: &[&str]) -> Result<String, Failed> {
+    let node = cluster.nodes.first().unwrap();
+    let output = Command::new("docker")
+        .args(["exec", node, "kubectl", "--kubeconfig=/etc/kubernetes/admin.conf"])
+        .args(words)
+        .env("DOCKER_HOST", &cluster.docker.host)
+        .output()?;
+    check(output.status.success(), || {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Looks until it holds; each look is a call that takes its time, so nothing spins.
+fn until(what: &str, holds: impl Fn() -> Result<bool, Failed>) -> Result<(), Failed> {
+    let since = Instant::now();
+    while !holds()? {
+        check(since.elapsed() < LIMIT, || format!("{what}: not in {LIMIT:?}"))?;
+    }
+    Ok(())
+}
