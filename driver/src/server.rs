@@ -110,6 +110,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             &config.node_id,
             config.max_volumes_per_node,
         );
+        node.watch().map_err(io_error("looking after requests"))?;
         router = router.add_service(NodeServer::new(node));
     }
     // Before the first call is taken: connections wait in the backlog since the socket exists.

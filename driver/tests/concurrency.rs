@@ -76,7 +76,7 @@ async fn a_late_stage_reads_the_record_again() {
         let driver = Driver::start();
         let mut volume = Volume::made(&driver, fs, 64 * MIB).await;
         volume.attach().await.unwrap();
-        let image = flocked(&driver.path(&format!("data/volumes/{}.img", volume.id)));
+        let image = image_held(&driver.path(&format!("data/volumes/{}.img", volume.id)));
         let staging = volume.stage();
         let detaching = async {
             // The stage has read the record when its lock's file is there and it waits for the image.

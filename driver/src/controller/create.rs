@@ -127,6 +127,7 @@ fn begin(store: &Store, capacity: Option<u64>, wanted: &Wanted) -> Result<Record
         format: Format::Blank,
         epoch: 0,
         attachment: None,
+        revoked: Vec::new(),
     };
     // Its name becomes durable with the image's, before anybody is told.
     store.reserve(&record, |all| {

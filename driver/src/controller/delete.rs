@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::request;
-use crate::volume::image;
+use crate::volume::fence;
 use crate::volume::record::{Record, State};
 use crate::volume::store::Store;
 
@@ -26,7 +26,8 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
         });
     }
     // Held until the end: no node gets at the image between this look and its removal.
-    let _image = unused(store, &id)?;
+    let revoked = record.as_ref().map_or(&[][..], |r| &r.revoked);
+    let _image = unused(store, &id, revoked)?;
     if let Some(record) = record {
         store.write(&Record {
             state: State::Deleting,
@@ -39,12 +40,12 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
 }
 
 /// The image, locked, so that nobody can use it before the caller lets go; none if there is no image. A loop device keeps
-/// that lock for as long as it lives, on whatever node, whatever the record says.
+/// a lock for as long as it lives, on whatever node, whatever the record says; one that was revoked can no longer write.
 ///
 /// # Errors
 /// FAILED_PRECONDITION while somebody has it.
-pub(super) fn unused(store: &Store, id: &VolumeId) -> Result<Option<File>, Error> {
-    match image::open_locked(&store.image(id)) {
+fn unused(store: &Store, id: &VolumeId, revoked: &[u64]) -> Result<Option<File>, Error> {
+    match fence::hold_all(&store.image(id), revoked) {
         Ok(Some(free)) => Ok(Some(free)),
         Ok(None) => Err(Error::InUse {
             id: id.to_string(),

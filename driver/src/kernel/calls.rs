@@ -109,8 +109,10 @@ pub struct LoopStatus {
     pub file: FileId,
     /// How it was made.
     pub flags: LoopFlags,
-    /// What its maker wrote into it: the node, where nodes share a kernel.
+    /// What its maker wrote into it: the node, where nodes share a kernel, and for what it was made.
     pub tag: String,
+    /// Whether every read and write of it fails, for good.
+    pub blind: bool,
 }
 
 /// A loop device held open, so that an autoclearing one lives until it is mounted.
@@ -161,8 +163,9 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
         flags: MountFlags,
         data: &str,
     ) -> Result<(), KernelError>;
-    /// Binds `from` on `to`; with `read_only` the bind is never seen writable, not even for a moment.
-    fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), KernelError>;
+    /// Binds `from` on `to` under `flags`, of which those of a single mount count; the bind is never seen without them,
+    /// not even for a moment.
+    fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> Result<(), KernelError>;
     /// Undoes the topmost mount of `target`; never lazily, never through a symbolic link.
     fn unmount(&self, target: &Path) -> Result<(), KernelError>;
     /// The loop devices whose file is called `file_name`; others are not opened.
@@ -179,6 +182,17 @@ pub trait Kernel: Send + Sync + std::fmt::Debug {
     fn refresh_size(&self, device: &OpenLoop) -> Result<(), KernelError>;
     /// A block device's size in bytes.
     fn size_bytes(&self, device: &OpenLoop) -> Result<u64, KernelError>;
+    /// Whether what is mounted at `path` answers: a filesystem that was shut down gives an error for everything.
+    fn answers(&self, path: &Path) -> Result<bool, KernelError>;
+    /// How many errors the filesystem on a loop device has counted, where it counts them.
+    fn filesystem_errors(&self, number: u32, fs: &str) -> u64;
+    /// Writes out what is in memory of the filesystem on `device`, and ends it for everybody who has it mounted, wherever.
+    fn shut_down(&self, device: &OpenLoop, fs: &str) -> Result<(), KernelError>;
+    /// Lets every read and write of `device` fail from now on, whoever has it open, mounted or mapped; when this returns,
+    /// none is on its way any more. It ends when the device is freed.
+    fn blind(&self, device: &OpenLoop) -> Result<(), KernelError>;
+    /// Whether this process has a capability, by its number in capabilities(7).
+    fn is_capable(&self, capability: u8) -> bool;
     /// Runs a filesystem tool from PATH to its end; it dies with this process.
     fn run(&self, tool: &str, arguments: &[&str]) -> Result<ToolOutput, KernelError>;
 }

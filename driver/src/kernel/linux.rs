@@ -1,53 +1,51 @@
-//! The only unsafe code: loop ioctls, the mount calls that libc does not wrap, a child's death signal.
+//! The only unsafe code: loop ioctls, the mount calls that libc does not wrap, a child's death signal. What is made of them
+//! is in `host`.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use super::mountinfo::{self, Mount};
-use super::{
-    FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput, loop_device,
-};
-
-// linux/loop.h and linux/fs.h
+// linux/loop.h, linux/fs.h, linux/mount.h
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+const LOOP_SET_STATUS64: libc::c_ulong = 0x4C04;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-const LO_FLAGS_READ_ONLY: u32 = 1;
-const LO_FLAGS_AUTOCLEAR: u32 = 4;
-const LO_FLAGS_DIRECT_IO: u32 = 16;
-const LOOP_MAJOR: u64 = 7;
-/// How often another process may take the free number first.
-const ATTACH_TRIES: u32 = 64;
+/// XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN are the same number, and their 0 writes out first.
+const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
+const SHUTDOWN_FLUSHES: u32 = 0;
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 
+/// `struct loop_info64`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct LoopInfo64 {
-    device: u64,
-    inode: u64,
+pub(super) struct LoopInfo64 {
+    pub(super) device: u64,
+    pub(super) inode: u64,
     rdevice: u64,
-    offset: u64,
+    pub(super) offset: u64,
     size_limit: u64,
     number: u32,
     encrypt_type: u32,
     encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
+    pub(super) flags: u32,
+    pub(super) file_name: [u8; 64],
     crypt_name: [u8; 64],
     encrypt_key: [u8; 32],
     init: [u64; 2],
 }
 
+/// `struct loop_config`.
 #[repr(C)]
 struct LoopConfig {
     fd: u32,
@@ -57,7 +55,7 @@ struct LoopConfig {
 }
 
 impl LoopInfo64 {
-    fn zero() -> Self {
+    pub(super) fn zero() -> Self {
         Self {
             device: 0,
             inode: 0,
@@ -76,23 +74,6 @@ impl LoopInfo64 {
     }
 }
 
-/// The running kernel.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Linux;
-
-/// Sets the process's umask and returns the one before.
-pub fn set_umask(mask: u32) -> u32 {
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask)).bits()
-}
-
-fn failed(call: &'static str, subject: impl std::fmt::Display) -> impl FnOnce(io::Error) -> KernelError {
-    move |errno| KernelError::Syscall {
-        call,
-        subject: subject.to_string(),
-        errno,
-    }
-}
-
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -101,284 +82,163 @@ fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
 fn ioctl_number(fd: RawFd, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<libc::c_long> {
     // SAFETY: the requests passed here take no argument or a plain number, so the kernel touches no memory of ours.
     checked(unsafe { libc::ioctl(fd, request as _, argument) }.into())
 }
 
-fn path(path: &Path) -> Result<CString, KernelError> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| KernelError::Unexpected {
-        what: "path",
-        text: path.display().to_string(),
-    })
-}
-
-fn status(device: &File) -> io::Result<LoopInfo64> {
+pub(super) fn loop_status(device: &File) -> io::Result<LoopInfo64> {
     let mut info = LoopInfo64::zero();
     // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64; LoopInfo64 has its layout and outlives the call.
     checked(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info) }.into())?;
     Ok(info)
 }
 
-fn open_device(number: u32, write: bool) -> io::Result<File> {
-    let path = loop_device::path(number);
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .custom_flags(libc::O_CLOEXEC)
-            .open(&path)
-    };
-    match open() {
-        // The /dev of a container can be a copy made at its start: numbers allocated later are missing in it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mode = nix::sys::stat::Mode::from_bits_truncate(0o660);
-            let device = nix::sys::stat::makedev(LOOP_MAJOR, number.into());
-            match nix::sys::stat::mknod(&path, nix::sys::stat::SFlag::S_IFBLK, mode, device) {
-                Ok(()) | Err(nix::errno::Errno::EEXIST) => open(),
-                Err(errno) => Err(errno.into()),
-            }
+pub(super) fn set_loop_status(device: &File, info: &LoopInfo64) -> io::Result<()> {
+    // SAFETY: LOOP_SET_STATUS64 reads one struct loop_info64; LoopInfo64 has its layout and outlives the call.
+    checked(
+        unsafe {
+            libc::ioctl(
+                device.as_raw_fd(),
+                LOOP_SET_STATUS64 as _,
+                std::ptr::from_ref(info),
+            )
         }
-        other => other,
-    }
+        .into(),
+    )
+    .map(drop)
 }
 
-impl Kernel for Linux {
-    fn mounts(&self) -> Result<Vec<Mount>, KernelError> {
-        let text = std::fs::read("/proc/self/mountinfo").map_err(failed("read", "/proc/self/mountinfo"))?;
-        mountinfo::parse(&text)
-    }
+pub(super) fn loop_configure(device: &File, file: &File, info: LoopInfo64) -> io::Result<()> {
+    let config = LoopConfig {
+        fd: file.as_raw_fd() as u32,
+        block_size: 0,
+        info,
+        reserved: [0; 8],
+    };
+    // SAFETY: LOOP_CONFIGURE reads one struct loop_config; LoopConfig has its layout and outlives the call.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) }.into())
+        .map(drop)
+}
 
-    fn mount(
-        &self,
-        device: &Path,
-        target: &Path,
-        fs: &str,
-        flags: MountFlags,
-        data: &str,
-    ) -> Result<(), KernelError> {
-        let flags = nix::mount::MsFlags::from_bits_truncate(flags.bits);
-        nix::mount::mount(Some(device), target, Some(fs), flags, Some(data))
-            .map_err(io::Error::from)
-            .map_err(failed(
-                "mount",
-                format_args!("{} on {} as {fs} ({data})", device.display(), target.display()),
-            ))
-    }
+pub(super) fn loop_free_number(control: &File) -> io::Result<u32> {
+    let number = ioctl_number(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0)?;
+    u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData.into())
+}
 
-    fn bind(&self, from: &Path, to: &Path, read_only: bool) -> Result<(), KernelError> {
-        // A bind is made detached, made read-only, and only then put in its place: mount(2) with MS_BIND|MS_RDONLY is
-        // silently writable, and bind-then-remount leaves a writable mount behind if the process dies in between.
-        let (c_from, c_to) = (path(from)?, path(to)?);
-        let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-        // SAFETY: both arguments are numbers and a NUL-terminated path that outlives the call; it returns a new fd.
-        let fd =
-            checked(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c_from.as_ptr(), flags) })
-                .map_err(failed("open_tree", from.display()))?;
-        // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
-        let tree = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-        if read_only {
-            let attributes = libc::mount_attr {
-                attr_set: libc::MOUNT_ATTR_RDONLY,
-                attr_clr: 0,
-                propagation: 0,
-                userns_fd: 0,
-            };
-            // SAFETY: the struct outlives the call and its true size is passed; the path is the empty string.
-            let result = unsafe {
-                libc::syscall(
-                    libc::SYS_mount_setattr,
-                    tree.as_raw_fd(),
-                    c"".as_ptr(),
-                    libc::AT_EMPTY_PATH,
-                    &raw const attributes,
-                    size_of::<libc::mount_attr>(),
-                )
-            };
-            checked(result).map_err(failed("mount_setattr", from.display()))?;
-        }
-        // SAFETY: all paths are NUL-terminated and outlive the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_move_mount,
-                tree.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_FDCWD,
-                c_to.as_ptr(),
-                libc::MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        };
-        checked(result).map(|_| ()).map_err(failed(
-            "move_mount",
-            format_args!("{} on {}", from.display(), to.display()),
-        ))
-    }
+pub(super) fn loop_clear(device: &File) -> io::Result<()> {
+    ioctl_number(device.as_raw_fd(), LOOP_CLR_FD, 0).map(drop)
+}
 
-    fn unmount(&self, target: &Path) -> Result<(), KernelError> {
-        nix::mount::umount2(target, nix::mount::MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(io::Error::from)
-            .map_err(failed("umount2", target.display()))
-    }
+pub(super) fn loop_refresh(device: &File) -> io::Result<()> {
+    ioctl_number(device.as_raw_fd(), LOOP_SET_CAPACITY, 0).map(drop)
+}
 
-    fn loops(&self, file_name: &str) -> Result<Vec<LoopStatus>, KernelError> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/sys/block").map_err(failed("read", "/sys/block"))? {
-            let entry = entry.map_err(failed("read", "/sys/block"))?;
-            let name = entry.file_name();
-            let Some(number) = name
-                .to_str()
-                .and_then(|n| n.strip_prefix("loop"))
-                .and_then(|n| n.parse().ok())
-            else {
-                continue;
-            };
-            // Only a hint, and free of side effects: opening and closing somebody else's device could free it.
-            let backing = self.backing_file(number);
-            if backing
-                .as_deref()
-                .and_then(Path::file_name)
-                .and_then(|n| n.to_str())
-                != Some(file_name)
-            {
-                continue;
-            }
-            let device = match open_device(number, false) {
-                Ok(device) => device,
-                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => continue,
-                Err(error) => return Err(failed("open", loop_device::path(number).display())(error)),
-            };
-            match status(&device) {
-                Ok(info) => found.push(LoopStatus {
-                    number,
-                    file: FileId {
-                        dev: info.device,
-                        inode: info.inode,
-                    },
-                    flags: LoopFlags {
-                        read_only: info.flags & LO_FLAGS_READ_ONLY != 0,
-                        autoclear: info.flags & LO_FLAGS_AUTOCLEAR != 0,
-                    },
-                    tag: String::from_utf8_lossy(&info.file_name)
-                        .trim_end_matches('\0')
-                        .to_owned(),
-                }),
-                // Freed since its name was read.
-                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
-                Err(error) => {
-                    return Err(failed("LOOP_GET_STATUS64", loop_device::path(number).display())(
-                        error,
-                    ));
-                }
-            }
-        }
-        Ok(found)
-    }
+pub(super) fn device_size(device: &File) -> io::Result<u64> {
+    let mut size = 0_u64;
+    // SAFETY: BLKGETSIZE64 writes one u64, which outlives the call.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) }.into())?;
+    Ok(size)
+}
 
-    fn backing_file(&self, number: u32) -> Option<PathBuf> {
-        let text = std::fs::read(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
-        let text = text.strip_suffix(b"\n").unwrap_or(&text);
-        let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
-        Some(PathBuf::from(std::ffi::OsStr::from_bytes(text)))
-    }
+/// Ends the filesystem that `file` is of.
+pub(super) fn shut_down(file: &OwnedFd) -> io::Result<()> {
+    let how = SHUTDOWN_FLUSHES;
+    // SAFETY: FS_IOC_SHUTDOWN reads one u32, which outlives the call.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_SHUTDOWN as _, &raw const how) }.into()).map(drop)
+}
 
-    fn attach(&self, file: &File, flags: LoopFlags, tag: &str) -> Result<OpenLoop, KernelError> {
-        let control = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/loop-control")
-            .map_err(failed("open", "/dev/loop-control"))?;
-        let mut info = LoopInfo64::zero();
-        info.flags = LO_FLAGS_DIRECT_IO
-            | if flags.read_only { LO_FLAGS_READ_ONLY } else { 0 }
-            | if flags.autoclear { LO_FLAGS_AUTOCLEAR } else { 0 };
-        // The last byte stays zero: the kernel keeps this as a string.
-        for (to, from) in info.file_name[..63].iter_mut().zip(tag.bytes()) {
-            *to = from;
-        }
-        let config = LoopConfig {
-            fd: file.as_raw_fd() as u32,
-            block_size: 0,
-            info,
-            reserved: [0; 8],
-        };
-        for _ in 0..ATTACH_TRIES {
-            let number = ioctl_number(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0)
-                .map_err(failed("LOOP_CTL_GET_FREE", "/dev/loop-control"))? as u32;
-            let device = open_device(number, !flags.read_only)
-                .map_err(failed("open", loop_device::path(number).display()))?;
-            // SAFETY: LOOP_CONFIGURE reads one struct loop_config; LoopConfig has its layout and outlives the call.
-            let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
-            match checked(result.into()) {
-                Ok(_) => return Ok(OpenLoop { number, file: device }),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => {
-                    return Err(failed("LOOP_CONFIGURE", loop_device::path(number).display())(
-                        error,
-                    ));
-                }
-            }
-        }
-        let busy = io::Error::from_raw_os_error(libc::EBUSY);
-        Err(failed(
-            "LOOP_CONFIGURE",
-            format_args!("any free device in {ATTACH_TRIES} tries"),
-        )(busy))
-    }
+/// A detached copy of the mount at `from`; it is gone with the descriptor unless it is moved somewhere.
+pub(super) fn open_tree(from: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: the arguments are numbers and an empty NUL-terminated path; the call returns a new descriptor.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_open_tree, from.as_raw_fd(), c"".as_ptr(), flags) })?;
+    // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
 
-    fn open_loop(&self, number: u32) -> Result<OpenLoop, KernelError> {
-        let file = open_device(number, false).map_err(failed("open", loop_device::path(number).display()))?;
-        Ok(OpenLoop { number, file })
-    }
+/// Sets and clears MOUNT_ATTR_* of a detached mount.
+pub(super) fn mount_setattr(tree: &OwnedFd, set: u64, clear: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the struct outlives the call and its true size is passed; the path is the empty string.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    checked(result).map(drop)
+}
 
-    fn detach(&self, device: &OpenLoop) -> Result<(), KernelError> {
-        match ioctl_number(device.file.as_raw_fd(), LOOP_CLR_FD, 0) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
-            Err(error) => Err(failed("LOOP_CLR_FD", device.path().display())(error)),
-        }
-    }
+/// Puts a detached mount on what `to` is open on.
+pub(super) fn move_mount(tree: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the arguments are numbers and empty NUL-terminated paths.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            to.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    checked(result).map(drop)
+}
 
-    fn refresh_size(&self, device: &OpenLoop) -> Result<(), KernelError> {
-        ioctl_number(device.file.as_raw_fd(), LOOP_SET_CAPACITY, 0)
-            .map(|_| ())
-            .map_err(failed("LOOP_SET_CAPACITY", device.path().display()))
+/// A mount of `device` that no path leads to and nobody else sees; it is gone with the descriptor. Where the device is
+/// mounted already, it is one more mount of that same filesystem.
+pub(super) fn private_mount(device: &Path, fs: &str, options: &[&CStr]) -> io::Result<OwnedFd> {
+    let (device, fs) = (c_path(device)?, c_path(Path::new(fs))?);
+    // SAFETY: the arguments are a NUL-terminated path that outlives the call and a number; it returns a new descriptor.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_fsopen, fs.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
+    // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
+    let context = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    let configure = |command: libc::c_uint, key: *const libc::c_char, value: *const libc::c_char| {
+        // SAFETY: key and value are null where the command takes none, else NUL-terminated and alive until the return.
+        checked(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) })
+    };
+    configure(FSCONFIG_SET_STRING, c"source".as_ptr(), device.as_ptr())?;
+    for option in options {
+        configure(FSCONFIG_SET_FLAG, option.as_ptr(), std::ptr::null())?;
     }
+    configure(FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null())?;
+    // SAFETY: the arguments are numbers; the call returns a new descriptor.
+    let fd =
+        checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, 0) })?;
+    // SAFETY: the kernel has just given this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
 
-    fn size_bytes(&self, device: &OpenLoop) -> Result<u64, KernelError> {
-        let mut size = 0_u64;
-        // SAFETY: BLKGETSIZE64 writes one u64, which outlives the call.
-        checked(unsafe { libc::ioctl(device.file.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) }.into())
-            .map_err(failed("BLKGETSIZE64", device.path().display()))?;
-        Ok(size)
-    }
+/// Asks for an attribute that nobody sets: the cheapest question that a filesystem answers itself, without waiting for
+/// anything. The error is its answer.
+pub(super) fn ask_attribute(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: both strings are NUL-terminated and outlive the call; with a size of 0 no buffer is written.
+    checked(
+        unsafe { libc::getxattr(path.as_ptr(), c"user.holdfast".as_ptr(), std::ptr::null_mut(), 0) }
+            as libc::c_long,
+    )
+    .map(drop)
+}
 
-    fn run(&self, tool: &str, arguments: &[&str]) -> Result<ToolOutput, KernelError> {
-        let mut command = Command::new(tool);
-        command
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(std::process::Stdio::null());
-        // SAFETY: prctl and getppid are async-signal-safe, and nothing is allocated between fork and exec. Without it
-        // a tool would go on writing to the device after this process was killed.
-        unsafe {
-            command
-                .pre_exec(|| checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into()).map(|_| ()));
-        }
-        let output = command.output().map_err(|source| KernelError::NoTool {
-            tool: tool.to_owned(),
-            source,
-        })?;
-        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.push_str(&String::from_utf8_lossy(&output.stderr));
-        let text = text.trim();
-        let tail = text
-            .char_indices()
-            .rev()
-            .nth(600)
-            .map_or(text, |(at, _)| &text[at..]);
-        Ok(ToolOutput {
-            code: output.status.code(),
-            text: tail.replace('\n', "; "),
-        })
+/// Lets `command` die with this process: without it a tool would go on writing to the device after this was killed.
+pub(super) fn dies_with_us(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe, and nothing is allocated between fork and exec.
+    unsafe {
+        command.pre_exec(|| checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into()).map(drop));
     }
 }

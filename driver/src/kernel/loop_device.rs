@@ -34,7 +34,35 @@ pub fn of_image(kernel: &dyn Kernel, image: &Path) -> Result<Vec<LoopStatus>, Ke
     Ok(loops)
 }
 
-/// Detaches `device` and waits until the kernel has let go of `image`.
+/// Every loop device whose file has, or had, the name of `image`, in the order of their numbers: also that of an image that
+/// is gone.
+///
+/// # Errors
+/// The failed call.
+pub fn named(kernel: &dyn Kernel, image: &Path) -> Result<Vec<LoopStatus>, KernelError> {
+    let Some(name) = image.file_name().and_then(|n| n.to_str()) else {
+        return Ok(Vec::new());
+    };
+    let mut loops = kernel.loops(name)?;
+    loops.sort_by_key(|l| l.number);
+    Ok(loops)
+}
+
+/// Whether `device` still is what it was: numbers are used again, a tag on an inode is not.
+///
+/// # Errors
+/// The failed call.
+pub fn is_there(kernel: &dyn Kernel, device: &LoopStatus) -> Result<bool, KernelError> {
+    let Some(file) = kernel.backing_file(device.number) else {
+        return Ok(false);
+    };
+    let found = named(kernel, &file)?;
+    Ok(found
+        .iter()
+        .any(|l| l.number == device.number && l.file == device.file && l.tag == device.tag))
+}
+
+/// Detaches `device` and waits until the kernel has let go of the file behind it.
 ///
 /// Detaching an open device only marks it; the kernel frees it at the last close (loop(4)), so success of the ioctl is
 /// not yet freedom.
@@ -42,31 +70,30 @@ pub fn of_image(kernel: &dyn Kernel, image: &Path) -> Result<Vec<LoopStatus>, Ke
 /// # Errors
 /// - [`KernelError::StillOpen`] when `limit` has passed; the caller answers ABORTED and is called again.
 /// - [`KernelError::Syscall`] with the errno.
-pub fn detach(kernel: &dyn Kernel, number: u32, image: &Path, limit: Duration) -> Result<(), KernelError> {
-    // Between the listing and now the number may have gone to somebody else: look again before touching it.
-    let device = match kernel.open_loop(number) {
-        Ok(device) => device,
+pub fn detach(kernel: &dyn Kernel, device: &LoopStatus, limit: Duration) -> Result<(), KernelError> {
+    let open = match kernel.open_loop(device.number) {
+        Ok(open) => open,
         Err(error) if error.errno() == Some(libc::ENXIO) => return Ok(()),
         Err(error) => return Err(error),
     };
-    if of_image(kernel, image)?.iter().any(|l| l.number == number) {
-        kernel.detach(&device)?;
+    // Between the listing and now the number may have gone to somebody else; while it is open it cannot.
+    if is_there(kernel, device)? {
+        kernel.detach(&open)?;
     }
-    drop(device);
-    wait_free(kernel, number, image, limit)
+    drop(open);
+    wait_free(kernel, device, limit)
 }
 
-/// Waits until `number` no longer stands on `image`.
+/// Waits until `device` no longer stands on its file.
 ///
 /// # Errors
 /// [`KernelError::StillOpen`] when `limit` has passed.
-pub fn wait_free(kernel: &dyn Kernel, number: u32, image: &Path, limit: Duration) -> Result<(), KernelError> {
-    let free = || Ok(!of_image(kernel, image)?.iter().any(|l| l.number == number));
-    if wait::until(limit, free)? {
+pub fn wait_free(kernel: &dyn Kernel, device: &LoopStatus, limit: Duration) -> Result<(), KernelError> {
+    if wait::until(limit, || Ok(!is_there(kernel, device)?))? {
         return Ok(());
     }
     Err(KernelError::StillOpen {
-        device: path(number).display().to_string(),
+        device: path(device.number).display().to_string(),
         seconds: limit.as_secs(),
     })
 }

@@ -2,10 +2,12 @@
 
 mod calls;
 pub mod filesystem;
+mod host;
 mod linux;
 pub mod loop_device;
 pub mod mountinfo;
+pub mod place;
 pub mod wait;
 
 pub use calls::{FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput};
-pub use linux::{Linux, set_umask};
+pub use host::{Linux, set_umask};

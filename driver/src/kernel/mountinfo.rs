@@ -20,6 +20,8 @@ pub struct Mount {
     pub minor: u32,
     /// Which part of the filesystem is mounted.
     pub root: PathBuf,
+    /// Whether that part has lost its name since; the kernel says so with `//deleted`, which no path has.
+    pub deleted: bool,
     /// Where.
     pub target: PathBuf,
     /// Options of this mount: ro, nosuid, ...
@@ -64,7 +66,13 @@ fn fields(line: &[u8]) -> Option<Mount> {
     let (major, minor) = text()?.split_once(':')?;
     let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
     let root = unescape(words.next()?);
-    let target = unescape(words.next()?);
+    let (root, deleted) = match root.strip_suffix(b"//deleted".as_slice()) {
+        Some([]) => (b"/".to_vec(), true),
+        Some(named) => (named.to_vec(), true),
+        None => (root, false),
+    };
+    let root = PathBuf::from(OsString::from_vec(root));
+    let target = PathBuf::from(OsString::from_vec(unescape(words.next()?)));
     let options = list(words.next()?);
     // Any number of optional fields (shared:N, master:N, ...) end with a single dash.
     words.by_ref().find(|w| *w == b"-")?;
@@ -77,6 +85,7 @@ fn fields(line: &[u8]) -> Option<Mount> {
         major,
         minor,
         root,
+        deleted,
         target,
         options,
         fs,
@@ -92,7 +101,7 @@ fn list(word: &[u8]) -> Vec<String> {
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
-fn unescape(word: &[u8]) -> PathBuf {
+fn unescape(word: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(word.len());
     let mut rest = word;
     while let Some((&first, tail)) = rest.split_first() {
@@ -108,12 +117,22 @@ fn unescape(word: &[u8]) -> PathBuf {
             }
         }
     }
-    PathBuf::from(OsString::from_vec(out))
+    out
 }
 
-/// The mounts at exactly `target`, the topmost last.
+/// The mounts at exactly `target`, the topmost last. Their order in the file is that of their making, and a mount that was
+/// made elsewhere and moved here can lie on a younger one: which lies on which is said by their parents alone.
 pub fn at<'a>(mounts: &'a [Mount], target: &Path) -> Vec<&'a Mount> {
-    mounts.iter().filter(|m| m.target == target).collect()
+    let mut left: Vec<&Mount> = mounts.iter().filter(|m| m.target == target).collect();
+    let mut sorted: Vec<&Mount> = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let lowest = left
+            .iter()
+            .position(|m| left.iter().all(|other| other.id != m.parent || other.id == m.id))
+            .unwrap_or(0);
+        sorted.push(left.remove(lowest));
+    }
+    sorted
 }
 
 #[cfg(test)]
@@ -159,6 +178,38 @@ mod tests {
         let mounts = parse(text).unwrap();
         let minors: Vec<u32> = at(&mounts, Path::new("/a")).iter().map(|m| m.minor).collect();
         assert_eq!(minors, [1, 2]);
+    }
+
+    #[test]
+    fn a_moved_mount_lies_on_a_younger_one() {
+        let text = b"9 7 7:1 / /a rw - ext4 d rw\n7 0 7:2 / /a rw - ext4 d rw\n";
+        let mounts = parse(text).unwrap();
+        let minors: Vec<u32> = at(&mounts, Path::new("/a")).iter().map(|m| m.minor).collect();
+        assert_eq!(minors, [2, 1]);
+        let text = b"7 9 7:1 / /a rw - ext4 d rw\n9 0 7:2 / /a rw - ext4 d rw\n";
+        let mounts = parse(text).unwrap();
+        let minors: Vec<u32> = at(&mounts, Path::new("/a")).iter().map(|m| m.minor).collect();
+        assert_eq!(minors, [2, 1]);
+    }
+
+    #[rstest]
+    #[case::device(r"/loop5//deleted", "/loop5", true)]
+    #[case::folder(r"/a\040b//deleted", "/a b", true)]
+    #[case::whole(r"//deleted", "/", true)]
+    #[case::only_named_so(r"/a/deleted", "/a/deleted", false)]
+    #[case::plain("/", "/", false)]
+    fn deleted_sources(#[case] text: &str, #[case] root: &str, #[case] deleted: bool) {
+        let mounts = parse(format!("1 0 0:5 {text} /t rw - devtmpfs d rw").as_bytes()).unwrap();
+        assert_eq!(
+            (mounts[0].root.to_str().unwrap(), mounts[0].deleted),
+            (root, deleted)
+        );
+    }
+
+    #[test]
+    fn tabs_and_other_alphabets_survive() {
+        let mounts = parse("1 0 7:1 / /t\\011ab/\u{e4}\u{1f4be} rw - ext4 d rw\n".as_bytes()).unwrap();
+        assert_eq!(mounts[0].target.to_str().unwrap(), "/t\tab/\u{e4}\u{1f4be}");
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! The Node service: staged, published and undone by what the kernel shows, never by memory.
 mod expand;
+mod format;
+mod health;
 mod mounted;
 mod publish;
+mod revoke;
 mod service;
+mod site;
 mod stage;
 mod stats;
+mod tag;
 mod unpublish;
 mod unstage;
 

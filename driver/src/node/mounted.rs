@@ -1,73 +1,67 @@
 //! Where a volume is mounted on this node, as mountinfo shows it, and how it is taken away.
 use std::path::{Path, PathBuf};
 
+use super::site::{Own, unfit};
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::mountinfo::{self, Mount};
-use crate::kernel::{Kernel, KernelError, LoopStatus};
+use crate::kernel::{Kernel, KernelError};
 
-const LOOP_MAJOR: u32 = 7;
+pub(super) const LOOP_MAJOR: u32 = 7;
 /// More layers than anything stacks; a kernel that shows more has something else in mind.
 const LAYERS: usize = 64;
 
-/// The path as mountinfo shows it: the folders above it without symbolic links (/var/lib/kubelet may be one); the last
-/// name is not followed.
-///
-/// # Errors
-/// If a folder cannot be looked up.
-pub(super) fn real(path: &Path) -> Result<PathBuf, Error> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path.to_owned());
-    };
-    match std::fs::canonicalize(folder) {
-        Ok(folder) => Ok(folder.join(name)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(path.to_owned()),
-        Err(error) => Err(Error::storage(format!("resolving {}", path.display()))(error)),
-    }
-}
-
 /// Whether `mount` shows one of `loops`: its filesystem, or, for a device bound on a file, its name in /dev.
-pub(super) fn shows(mount: &Mount, loops: &[LoopStatus]) -> bool {
-    loops
-        .iter()
-        .any(|l| is_filesystem(mount, l) || is_device(mount, l))
+pub(super) fn shows<'a>(mount: &Mount, loops: impl IntoIterator<Item = &'a Own>) -> bool {
+    loop_number(mount).is_some_and(|number| loops.into_iter().any(|own| own.status.number == number))
 }
 
-fn is_filesystem(mount: &Mount, device: &LoopStatus) -> bool {
-    mount.major == LOOP_MAJOR && mount.minor == device.number
-}
-
-/// A bind of /dev/loopN on a file has the device's name as its root.
-fn is_device(mount: &Mount, device: &LoopStatus) -> bool {
-    let name = format!("loop{}", device.number);
-    let dev = mount.fs == "devtmpfs" || mount.fs == "tmpfs";
-    dev && mount.root.file_name().is_some_and(|f| f.to_str() == Some(&name))
+/// The loop device that a mount shows. A bind of /dev/loopN on a file has the device's name as its root, also after the name
+/// is gone from /dev.
+pub(super) fn loop_number(mount: &Mount) -> Option<u32> {
+    if mount.major == LOOP_MAJOR {
+        return Some(mount.minor);
+    }
+    let is_dev = mount.fs == "devtmpfs" || mount.fs == "tmpfs";
+    let name = mount.root.file_name().filter(|_| is_dev)?.to_str()?;
+    name.strip_prefix("loop")?.parse().ok()
 }
 
 /// The topmost mount at `path`, if it shows one of `loops`; nothing mounted there is no error, something else is.
 ///
 /// # Errors
-/// ALREADY_EXISTS where something else is mounted.
+/// FAILED_PRECONDITION where something else is mounted.
 pub(super) fn at<'a>(
     mounts: &'a [Mount],
+    id: &VolumeId,
     path: &Path,
-    loops: &[LoopStatus],
+    loops: &[Own],
 ) -> Result<Option<&'a Mount>, Error> {
     match mountinfo::at(mounts, path).last() {
         None => Ok(None),
         Some(top) if shows(top, loops) => Ok(Some(top)),
-        Some(top) => Err(Error::Differs {
-            what: format!("mount at {}", path.display()),
-            difference: format!("{} of device {}:{}", top.fs, top.major, top.minor),
-        }),
+        Some(top) => Err(unfit(
+            id,
+            format!(
+                "cannot be at {}: {} of device {}:{} is mounted there; unmount it first",
+                path.display(),
+                top.fs,
+                top.major,
+                top.minor
+            ),
+        )),
     }
 }
 
 /// Paths where one of `loops` is mounted, other than `except`.
-pub(super) fn elsewhere(mounts: &[Mount], loops: &[LoopStatus], except: &Path) -> Vec<PathBuf> {
+pub(super) fn elsewhere<'a>(
+    mounts: &[Mount],
+    loops: impl IntoIterator<Item = &'a Own> + Clone,
+    except: &Path,
+) -> Vec<PathBuf> {
     mounts
         .iter()
-        .filter(|m| m.target != except && shows(m, loops))
+        .filter(|m| m.target != except && shows(m, loops.clone()))
         .map(|m| m.target.clone())
         .collect()
 }
@@ -85,10 +79,7 @@ pub(super) fn unmount_all(kernel: &dyn Kernel, id: &VolumeId, path: &Path) -> Re
         };
         if let Some(other) = other_volume(kernel, id, top) {
             let reason = format!("{} has volume {other}, which is left alone", path.display());
-            return Err(Error::Unfit {
-                id: id.to_string(),
-                reason,
-            });
+            return Err(unfit(id, reason));
         }
         match kernel.unmount(path) {
             Ok(()) => {}
@@ -97,22 +88,19 @@ pub(super) fn unmount_all(kernel: &dyn Kernel, id: &VolumeId, path: &Path) -> Re
             Err(error) => return Err(Error::half_done(step())(error)),
         }
     }
-    let text = path.display().to_string();
+    let text = format!(
+        "{} is hidden below another mount, or stacked too high",
+        path.display()
+    );
     Err(Error::half_done(step())(KernelError::Unexpected {
-        what: "layers of mounts",
+        what: "mounts",
         text,
     }))
 }
 
 /// The volume that a mount shows, if it is not `id`.
 fn other_volume(kernel: &dyn Kernel, id: &VolumeId, mount: &Mount) -> Option<VolumeId> {
-    let device = if mount.major == LOOP_MAJOR {
-        mount.minor
-    } else {
-        let name = mount.root.file_name()?.to_str()?;
-        name.strip_prefix("loop")?.parse().ok()?
-    };
-    let file = kernel.backing_file(device)?;
+    let file = kernel.backing_file(loop_number(mount)?)?;
     let other = VolumeId::parse(file.file_name()?.to_str()?.strip_suffix(".img")?)?;
     (other != *id).then_some(other)
 }

@@ -6,40 +6,12 @@ use holdfast_proto::csi::node_server::Node;
 use holdfast_proto::csi::node_service_capability::rpc::Type;
 use tonic::{Request, Response, Status};
 
-use super::{expand, publish, stage, stats, unpublish, unstage};
-use crate::error::Error;
+use super::revoke::Errands;
+use super::site::Site;
+use super::{expand, health, publish, stage, stats, unpublish, unstage};
 use crate::guard::Guard;
-use crate::guard::file_lock::{self, Lock};
-use crate::id::VolumeId;
 use crate::kernel::Kernel;
 use crate::volume::store::Store;
-
-/// What every node call works with.
-#[derive(Clone, Debug)]
-pub(super) struct Site {
-    pub(super) store: Arc<Store>,
-    pub(super) kernel: Arc<dyn Kernel>,
-    pub(super) node: String,
-}
-
-impl Site {
-    /// The volume's lock on this node, for the whole of a call; no controller waits for it.
-    pub(super) fn lock(&self, id: &VolumeId) -> Result<Lock, Error> {
-        file_lock::lock(&self.store.node_lock(id, &self.node), id.as_str())
-    }
-
-    /// What this node writes into its loop devices: on one kernel under several nodes, as in kind, nothing else tells
-    /// whose a device is.
-    pub(super) fn tag(&self) -> String {
-        use sha2::{Digest, Sha256};
-        let mut hash = Sha256::new();
-        hash.update(self.node.as_bytes());
-        hash.update([0]);
-        hash.update(self.store.root().as_os_str().as_encoded_bytes());
-        let hex: String = hash.finalize()[..16].iter().map(|b| format!("{b:02x}")).collect();
-        format!("holdfast:{hex}")
-    }
-}
 
 /// The Node service.
 #[derive(Clone, Debug)]
@@ -49,11 +21,13 @@ pub struct NodeService {
     limit: u32,
 }
 
-const OFFERED: [Type; 4] = [
+const OFFERED: [Type; 6] = [
     Type::StageUnstageVolume,
     Type::GetVolumeStats,
     Type::ExpandVolume,
     Type::SingleNodeMultiWriter,
+    Type::GetVolumeHealth,
+    Type::GetStorageHealth,
 ];
 
 impl NodeService {
@@ -68,6 +42,18 @@ impl NodeService {
             guard: Guard::default(),
             limit,
         }
+    }
+
+    /// Looks after what controllers ask of this node, on a thread of its own, for as long as the process lives.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn watch(&self) -> std::io::Result<()> {
+        let errands = Errands::new(self.site.clone());
+        std::thread::Builder::new()
+            .name(String::from("requests"))
+            .spawn(move || errands.watch())
+            .map(drop)
     }
 }
 
@@ -182,21 +168,26 @@ impl Node for NodeService {
 
     async fn node_get_volume_health(
         &self,
-        _: Request<pb::NodeGetVolumeHealthRequest>,
+        request: Request<pb::NodeGetVolumeHealthRequest>,
     ) -> Result<Response<pb::NodeGetVolumeHealthResponse>, Status> {
-        Err(Error::NotOffered {
-            rpc: "NodeGetVolumeHealth",
-        }
-        .into())
+        let request = request.into_inner();
+        let (site, id) = (self.site.clone(), request.volume_id.clone());
+        self.guard
+            .look("NodeGetVolumeHealth", &id, move || {
+                health::of_volume(&site, &request)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn node_get_storage_health(
         &self,
         _: Request<pb::NodeGetStorageHealthRequest>,
     ) -> Result<Response<pb::NodeGetStorageHealthResponse>, Status> {
-        Err(Error::NotOffered {
-            rpc: "NodeGetStorageHealth",
-        }
-        .into())
+        let site = self.site.clone();
+        self.guard
+            .look("NodeGetStorageHealth", "", move || Ok(health::of_storage(&site)))
+            .await
+            .map(Response::new)
     }
 }

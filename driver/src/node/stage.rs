@@ -1,19 +1,21 @@
 //! NodeStageVolume: fence, loop device, filesystem made once, checked, mounted, grown.
+use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
-use super::mounted;
-use super::service::Site;
+use holdfast_proto::csi as pb;
+
+use super::site::{Own, Site, place, unfit};
+use super::tag::{self, Tag, Use};
+use super::{format, mounted, revoke};
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::id::VolumeId;
-use crate::kernel::{KernelError, LoopFlags, LoopStatus, OpenLoop, filesystem, loop_device, wait};
+use crate::kernel::place::{Kind, Place};
+use crate::kernel::{KernelError, LoopFlags, OpenLoop, filesystem, wait};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Fs, Mode};
-use crate::volume::image;
-use crate::volume::record::{EPOCH, Format, Record, State};
-use holdfast_proto::csi as pb;
+use crate::volume::record::{EPOCH, Record};
+use crate::volume::{errand, fence};
 
 /// A checked request.
 #[derive(Clone, Debug)]
@@ -31,282 +33,376 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
         let id = request::volume_id(&request.volume_id)?;
         let staging = request::path("staging_target_path", &request.staging_target_path)?;
         let capability = capability::one(request.volume_capability)?;
+        check_flags(&capability)?;
         let id = id.ok_or(Error::VolumeNotFound {
             id: request.volume_id,
         })?;
-        let epoch = request.publish_context.get(EPOCH).cloned().unwrap_or_default();
         Ok(Self {
             id,
             staging,
             capability,
-            epoch,
+            epoch: epoch(&request.publish_context),
         })
     }
 }
 
-/// The volume's record, if it is ready and this node has it under `epoch`.
-pub(super) fn fenced(site: &Site, id: &VolumeId, epoch: &str) -> Result<Record, Error> {
-    let record = match site.store.read(id)? {
-        Some(record) if record.state == State::Ready => record,
-        Some(_) | None => return Err(Error::VolumeNotFound { id: id.to_string() }),
-    };
-    let unfit = |reason: String| Error::Unfit {
-        id: id.to_string(),
-        reason,
-    };
-    let Some(attachment) = record.attached_to(&site.node) else {
-        return Err(unfit(format!(
-            "is not attached to node {}; call ControllerPublishVolume first",
-            site.node
-        )));
-    };
-    // None at all is as bad as an old one: whoever stages must have been told about this very attachment.
-    if epoch != attachment.epoch.to_string() {
-        return Err(unfit(format!(
-            "publish_context has epoch {epoch:?}, its attachment has {}",
-            attachment.epoch
-        )));
-    }
-    Ok(record)
+pub(super) fn epoch(context: &HashMap<String, String>) -> String {
+    context.get(EPOCH).cloned().unwrap_or_default()
 }
 
-/// Makes the volume available below the staging path.
-pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeResponse, Error> {
-    let _lock = site.lock(&wanted.id)?;
-    let record = fenced(site, &wanted.id, &wanted.epoch)?;
-    if !record.offers(&wanted.capability) {
-        let reason = String::from("was not asked for with this access type or filesystem");
-        return Err(Error::Unfit {
-            id: wanted.id.to_string(),
-            reason,
-        });
+/// Only flags that harm neither data nor node reach the kernel.
+pub(super) fn check_flags(capability: &Capability) -> Result<(), Error> {
+    let Some(fs) = capability.fs else {
+        return Ok(());
+    };
+    for flag in &capability.mount_flags {
+        filesystem::check_flag(fs, flag).map_err(|reason| Error::Invalid {
+            field: "volume_capability.mount.mount_flags",
+            value: flag.chars().take(128).collect(),
+            reason: reason.to_owned(),
+        })?;
     }
-    let read_only = wanted.capability.mode == Mode::ReaderOnly
-        || record.attached_to(&site.node).is_some_and(|a| a.read_only);
-    match (wanted.capability.access, wanted.capability.fs) {
-        (Access::Mount, Some(fs)) => mount(site, wanted, fs, read_only)?,
-        (Access::Mount, None) => {
-            return Err(Error::Missing {
-                field: "volume_capability.mount.fs_type",
-            });
-        }
-        (Access::Block, _) => block(site, wanted, read_only)?,
-    }
-    Ok(pb::NodeStageVolumeResponse {})
+    Ok(())
+}
+
+/// Whether the node may only read the volume, however it is published.
+pub(super) fn is_read_only(site: &Site, capability: &Capability, record: &Record) -> bool {
+    capability.mode == Mode::ReaderOnly || record.attached_to(&site.node).is_some_and(|a| a.read_only)
 }
 
 fn half(step: &str) -> impl FnOnce(KernelError) -> Error {
     Error::half_done(step.to_owned())
 }
 
-/// The volume's loop devices that this node made. Another node's are not touched: where the volume went meanwhile, their
-/// lock keeps this node out.
-pub(super) fn loops(site: &Site, id: &VolumeId) -> Result<Vec<LoopStatus>, Error> {
-    let mut found = loop_device::of_image(site.kernel.as_ref(), &site.store.image(id))
-        .map_err(half("looking for loop devices"))?;
-    let tag = site.tag();
-    found.retain(|l| l.tag == tag);
-    Ok(found)
+/// One staging, as far as it is known what to make.
+pub(super) struct Job<'a> {
+    pub(super) site: &'a Site,
+    pub(super) id: &'a VolumeId,
+    /// As mountinfo shows it.
+    staging: PathBuf,
+    pub(super) read_only: bool,
+    capability: &'a Capability,
+    context: &'a str,
+    epoch: u64,
+    tag: Tag,
 }
 
-/// Opens the image under its lock; a loop device that lives, here or on another node, has it.
-fn locked(site: &Site, id: &VolumeId) -> Result<File, Error> {
-    let path = site.store.image(id);
-    let mut taken = None;
-    wait::until(wait::RELEASE_LIMIT / 2, || {
-        taken = image::open_locked(&path).map_err(Error::storage("opening an image"))?;
-        Ok::<_, Error>(taken.is_some())
-    })?;
-    taken.ok_or_else(|| Error::Busy {
-        key: id.to_string(),
-        holder: String::from("a loop device of another stage or node"),
-    })
-}
-
-/// [`locked`], and the record as it is since then: a detachment that saw the image free holds its lock until the record says
-/// so, so a stage that comes too late reads it here.
-fn claimed(site: &Site, wanted: &Wanted) -> Result<(File, Record), Error> {
-    let image = locked(site, &wanted.id);
-    let record = fenced(site, &wanted.id, &wanted.epoch)?;
-    Ok((image?, record))
-}
-
-/// Writes how far the filesystem is, under the record lock for this moment only: everything else in the record may have
-/// changed since it was read.
-fn mark(site: &Site, id: &VolumeId, format: Format) -> Result<(), Error> {
-    let _lock = file_lock::lock(&site.store.lock(id.as_str()), id.as_str())?;
-    match site.store.read(id)? {
-        Some(record) => site.store.write(&Record { format, ..record }),
-        None => Err(Error::VolumeNotFound { id: id.to_string() }),
-    }
-}
-
-/// A raw device: its loop has no AUTOCLEAR, because nothing is mounted that would keep it.
-fn block(site: &Site, wanted: &Wanted, read_only: bool) -> Result<(), Error> {
-    let id = &wanted.id;
-    match loops(site, id)?.iter().find(|l| !l.flags.autoclear) {
-        Some(found) if found.flags.read_only == read_only => {
-            let device = site
-                .kernel
-                .open_loop(found.number)
-                .map_err(half("opening a loop device"))?;
-            return site
-                .kernel
-                .refresh_size(&device)
-                .map_err(half("sizing a loop device"));
-        }
-        Some(_) if !read_only => {
-            return Err(Error::Differs {
-                what: format!("staging of {id}"),
-                difference: String::from("access mode"),
-            });
-        }
-        Some(_) => return Ok(()),
-        None => {}
-    }
-    let (image, _) = claimed(site, wanted)?;
-    let flags = LoopFlags {
+/// Makes the volume available below the staging path.
+pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeResponse, Error> {
+    let _lock = site.lock(&wanted.id)?;
+    let (record, epoch) = site.fenced(&wanted.id, &wanted.epoch)?;
+    let folder = folder(wanted)?;
+    site.allowed("staging_target_path", folder.path())?;
+    let read_only = is_read_only(site, &wanted.capability, &record);
+    let job = Job {
+        site,
+        id: &wanted.id,
+        staging: folder.path().to_owned(),
         read_only,
-        autoclear: false,
+        capability: &wanted.capability,
+        context: &wanted.epoch,
+        epoch,
+        tag: Tag {
+            owner: site.owner(),
+            epoch,
+            purpose: Use::Staged,
+            place: tag::place(folder.path()),
+            arguments: tag::arguments(&wanted.capability, read_only),
+        },
     };
-    site.kernel
-        .attach(&image, flags, &site.tag())
-        .map(drop)
-        .map_err(half("attaching a loop device"))?;
-    // Closed without unlocking: the lock is of the open file, which is the loop device's now.
-    drop(image);
-    Ok(())
-}
-
-fn mount(site: &Site, wanted: &Wanted, fs: Fs, read_only: bool) -> Result<(), Error> {
-    let kernel = site.kernel.as_ref();
-    let staging = mounted::real(&wanted.staging)?;
-    let mounts = kernel.mounts().map_err(half("reading mountinfo"))?;
-    let found = loops(site, &wanted.id)?;
-    if let Some(now) = mounted::at(&mounts, &staging, &found)? {
-        if now.fs != fs.name() || now.is_read_only() != read_only {
-            let difference = format!(
-                "{}, {}",
-                now.fs,
-                if now.is_read_only() {
-                    "read-only"
-                } else {
-                    "writable"
-                }
-            );
-            return Err(Error::Differs {
-                what: format!("staging of {}", wanted.id),
-                difference,
+    job.clear_stale()?;
+    if let Some(own) = job.live()? {
+        job.compatible(&own)?;
+        if job.resume(&own)? {
+            return Ok(pb::NodeStageVolumeResponse {});
+        }
+    }
+    if !record.offers(&wanted.capability) {
+        return Err(unfit(
+            &wanted.id,
+            "was not made for this access type or filesystem; ask for what CreateVolume was asked for",
+        ));
+    }
+    match (wanted.capability.access, wanted.capability.fs) {
+        (Access::Mount, Some(fs)) => {
+            folder
+                .make_folder()
+                .map_err(Error::storage("making the staging folder"))?;
+            mounted::at(&site.mounts()?, &wanted.id, &job.staging, &[])?;
+            job.mount(fs)?;
+        }
+        (Access::Mount, None) => {
+            return Err(Error::Missing {
+                field: "volume_capability.mount.fs_type",
             });
         }
-        return Ok(());
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(&staging)
-        .map_err(Error::storage("making the staging folder"))?;
-    let (image, record) = claimed(site, wanted)?;
-    let blank = image::is_blank(&image).map_err(Error::storage("looking whether the image is blank"))?;
-    let device = kernel
-        .attach(
-            &image,
-            LoopFlags {
-                read_only,
-                autoclear: true,
-            },
-            &site.tag(),
-        )
-        .map_err(half("attaching a loop device"))?;
-    // Closed without unlocking: the lock is of the open file, which is the loop device's now.
-    drop(image);
-    // From here on an error drops `device`, the only thing that keeps the loop: it frees itself, and its lock.
-    let fresh = prepare(site, &record, fs, &device, blank, read_only)?;
-    let (flags, data) = filesystem::mount_options(fs, &wanted.capability.mount_flags, read_only);
-    kernel
-        .mount(&device.path(), &staging, fs.name(), flags, &data)
-        .map_err(|source| Error::Undone {
-            step: format!("mounting {}", wanted.id),
-            source,
-        })?;
-    if fs == Fs::Xfs && !read_only && !fresh && smaller(site, &device)? {
-        filesystem::grow_xfs(kernel, &staging).map_err(half("growing XFS"))?;
-    }
-    Ok(())
-}
-
-/// Whether the filesystem is smaller than its device.
-pub(super) fn smaller(site: &Site, device: &OpenLoop) -> Result<bool, Error> {
-    let size = site
-        .kernel
-        .size_bytes(device)
-        .map_err(half("asking a device's size"))?;
-    let found = filesystem::probe(&device.file).map_err(Error::storage("reading a superblock"))?;
-    // A filesystem may leave less than one of its groups unused at the end of a device.
-    Ok(found.is_some_and(|sb| sb.size_bytes + (1 << 20) <= size))
-}
-
-/// A filesystem of the right type on the device: made if nothing ever was there, else checked, and ext4 grown.
-/// Whether it was just made.
-fn prepare(
-    site: &Site,
-    record: &Record,
-    fs: Fs,
-    device: &OpenLoop,
-    blank: bool,
-    read_only: bool,
-) -> Result<bool, Error> {
-    let kernel = site.kernel.as_ref();
-    let unfit = |reason: String| Error::Unfit {
-        id: record.id.to_string(),
-        reason,
-    };
-    let make = match record.format {
-        Format::Done(done) if done == fs => false,
-        Format::Done(done) => {
-            return Err(unfit(format!(
-                "has {}, {} is wanted; it is never formatted twice",
-                done.name(),
-                fs.name()
-            )));
+        (Access::Block, _) => {
+            // Kept by nothing but itself: nothing is mounted that would keep it.
+            job.attach(read_only, false).map(drop)?;
         }
-        // Its making was never finished, so nobody has ever mounted it.
-        Format::Begun(_) => true,
-        Format::Blank if blank => true,
-        Format::Blank => {
-            match filesystem::probe(&device.file).map_err(Error::storage("reading a superblock"))? {
-                Some(found) if found.fs == fs => false,
-                found => {
-                    return Err(unfit(format!(
-                        "holds data that is not {} ({found:?}); it is not formatted over",
-                        fs.name()
-                    )));
-                }
+    }
+    Ok(pb::NodeStageVolumeResponse {})
+}
+
+/// The staging folder, which the CO makes; one that it forgot to make is made, a parent is not.
+fn folder(wanted: &Wanted) -> Result<Place, Error> {
+    let shown = wanted.staging.display();
+    let Some(found) = place(&wanted.staging)? else {
+        return Err(unfit(
+            &wanted.id,
+            format!("cannot be staged at {shown}: the folder that it is in does not exist; make it first"),
+        ));
+    };
+    // What is mounted there is not asked: a filesystem that was shut down would not answer.
+    match found.kind() {
+        Ok(Some(Kind::File(_) | Kind::Link | Kind::Special)) => Err(unfit(
+            &wanted.id,
+            format!(
+                "cannot be staged at {shown}: it is no folder, and links are not followed; remove it first"
+            ),
+        )),
+        Ok(Some(Kind::Folder) | None) => Ok(found),
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(found),
+        Err(error) => Err(Error::storage(format!("looking at {shown}"))(error)),
+    }
+}
+
+impl Job<'_> {
+    /// Takes away what an earlier attachment, or a device that has died, has left on this node.
+    fn clear_stale(&self) -> Result<(), Error> {
+        let all = self.site.loops(self.id)?;
+        let mut stale = Vec::new();
+        for own in all.iter().filter(|own| own.tag.purpose == Use::Staged) {
+            if !own.is_staged(self.epoch) || self.is_dead(own)? {
+                stale.push(own.clone());
             }
         }
-    };
-    if make {
-        if read_only {
-            return Err(unfit(String::from(
-                "has no filesystem yet and is read-only; write to it first",
-            )));
+        if stale.is_empty() {
+            return Ok(());
         }
-        mark(site, &record.id, Format::Begun(fs))?;
-        filesystem::make(kernel, fs, &device.path()).map_err(half("making a filesystem"))?;
-        device
-            .file
-            .sync_all()
-            .map_err(Error::storage("making a filesystem durable"))?;
-        mark(site, &record.id, Format::Done(fs))?;
-        return Ok(true);
+        let mounts = self.site.mounts()?;
+        if let Some(path) = mounted::elsewhere(&mounts, &stale, &self.staging).first() {
+            return Err(Error::InUse {
+                id: self.id.to_string(),
+                by: format!(
+                    "{} still has a device of it that can no longer be used; call NodeUnpublishVolume or \
+                     NodeUnstageVolume for that path first",
+                    path.display()
+                ),
+            });
+        }
+        if mounted::at(&mounts, self.id, &self.staging, &stale)?.is_some() {
+            mounted::unmount_all(self.site.kernel.as_ref(), self.id, &self.staging)?;
+        }
+        for own in &stale {
+            self.site.free(own)?;
+        }
+        Ok(())
     }
-    if !read_only {
-        let grow = fs == Fs::Ext4 && smaller(site, device)?;
-        // resize2fs wants a filesystem that was checked whole since its last mount.
-        filesystem::check(kernel, fs, &device.path(), grow).map_err(half("checking a filesystem"))?;
-        if grow {
-            filesystem::grow_ext4(kernel, &device.path()).map_err(half("growing ext4"))?;
+
+    /// Whether what is mounted of a device no longer answers.
+    fn is_dead(&self, own: &Own) -> Result<bool, Error> {
+        let mounts = self.site.mounts()?;
+        let is_fs = |m: &&crate::kernel::mountinfo::Mount| m.major == mounted::LOOP_MAJOR;
+        let top = crate::kernel::mountinfo::at(&mounts, &self.staging)
+            .last()
+            .copied()
+            .filter(|m| mounted::shows(m, [own]))
+            .filter(is_fs);
+        match top {
+            None => Ok(false),
+            Some(mount) => Ok(!self
+                .site
+                .kernel
+                .answers(&mount.target)
+                .map_err(half("asking a filesystem"))?),
         }
     }
-    Ok(false)
+
+    /// The staged device of this attachment.
+    fn live(&self) -> Result<Option<Own>, Error> {
+        let all = self.site.loops(self.id)?;
+        Ok(all.into_iter().find(|own| own.is_staged(self.epoch)))
+    }
+
+    /// What is staged already must be what is asked for.
+    fn compatible(&self, own: &Own) -> Result<(), Error> {
+        if own.tag.place != self.tag.place {
+            return Err(Error::InUse {
+                id: self.id.to_string(),
+                by: String::from("staged at another path; call NodeUnstageVolume for that one first"),
+            });
+        }
+        if own.tag.arguments != self.tag.arguments {
+            return Err(Error::Differs {
+                what: format!("staging of {} at {}", self.id, self.staging.display()),
+                difference: String::from("volume_capability or readonly"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Goes on with a device that is there; whether the volume is staged with it.
+    fn resume(&self, own: &Own) -> Result<bool, Error> {
+        let kernel = self.site.kernel.as_ref();
+        let Some(fs) = self
+            .capability
+            .fs
+            .filter(|_| self.capability.access == Access::Mount)
+        else {
+            let device = kernel
+                .open_loop(own.status.number)
+                .map_err(half("opening a loop device"))?;
+            kernel
+                .refresh_size(&device)
+                .map_err(half("sizing a loop device"))?;
+            return Ok(true);
+        };
+        let mounts = self.site.mounts()?;
+        if mounted::at(&mounts, self.id, &self.staging, std::slice::from_ref(own))?.is_some() {
+            return Ok(true);
+        }
+        if mounted::elsewhere(&mounts, [own], &self.staging).is_empty() {
+            // Nobody has it any more: it is about to free itself.
+            self.site.free(own)?;
+            return Ok(false);
+        }
+        // Targets have the filesystem, so it is whole; only the staging was undone.
+        let (flags, data) = filesystem::mount_options(fs, &self.capability.mount_flags, self.read_only);
+        kernel
+            .mount(
+                &crate::kernel::loop_device::path(own.status.number),
+                &self.staging,
+                fs.name(),
+                flags,
+                &data,
+            )
+            .map_err(half("mounting the staging again"))?;
+        Ok(true)
+    }
+
+    /// The image under the lock of this attachment, and its record since then.
+    ///
+    /// Both under the record lock: a detachment that is about to be written, or a request to give the volume up, is either
+    /// seen here, or sees the lock.
+    fn claim(&self) -> Result<(File, Record), Error> {
+        let image = self.site.store.image(self.id);
+        let mut taken = None;
+        wait::until(wait::RELEASE_LIMIT / 2, || {
+            let _record = self.site.record_lock(self.id)?;
+            let (record, _) = self.site.fenced(self.id, self.context)?;
+            if let Some(errand) = errand::pending(&self.site.store, self.id)?
+                && errand.epoch >= self.epoch
+            {
+                return Err(unfit(
+                    self.id,
+                    "is being taken from this node; attach it again first",
+                ));
+            }
+            let held = fence::held(&image).map_err(|error| self.image_trouble(error))?;
+            if held.iter().any(|epoch| !record.revoked.contains(epoch)) {
+                return Ok(false);
+            }
+            let file = fence::hold(&image, self.epoch).map_err(|error| self.image_trouble(error))?;
+            taken = file.map(|file| (file, record));
+            Ok(taken.is_some())
+        })?;
+        taken.ok_or_else(|| Error::Busy {
+            key: self.id.to_string(),
+            holder: String::from("a loop device of another stage or node, or a copy of it,"),
+        })
+    }
+
+    fn image_trouble(&self, error: std::io::Error) -> Error {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return unfit(
+                self.id,
+                "has lost its image in the data folder; restore it from a backup",
+            );
+        }
+        Error::storage("locking an image")(error)
+    }
+
+    /// A loop device on the image under its lock.
+    fn attach(&self, read_only: bool, autoclear: bool) -> Result<(OpenLoop, Record, bool), Error> {
+        let (image, record) = self.claim()?;
+        if !record.revoked.is_empty() {
+            revoke::confirm(self.site, self.id, &record.revoked)?;
+        }
+        let blank = crate::volume::image::is_blank(&image)
+            .map_err(Error::storage("looking whether the image is blank"))?;
+        let flags = LoopFlags { read_only, autoclear };
+        let device = self
+            .site
+            .kernel
+            .attach(&image, flags, &self.tag.to_string())
+            .map_err(|source| Error::Undone {
+                step: format!("attaching a loop device for {}", self.id),
+                source,
+            })?;
+        // Closed without unlocking: the lock is of the open file, which is the loop device's now.
+        drop(image);
+        Ok((device, record, blank))
+    }
+
+    fn mount(&self, fs: Fs) -> Result<(), Error> {
+        match self.mount_on(fs, self.read_only) {
+            // A filesystem that was not unmounted replays its journal even where nobody may write to it afterwards: its
+            // device must be writable for that, the mount still is not.
+            Err(Error::Undone { source, .. }) if self.read_only && needs_replay(&source) => {
+                self.mount_on(fs, false)
+            }
+            other => other,
+        }
+    }
+
+    fn mount_on(&self, fs: Fs, read_only_device: bool) -> Result<(), Error> {
+        let (device, record, blank) = self.attach(read_only_device, true)?;
+        // From here on nothing but `device` keeps the loop: dropped, it frees itself, and its lock.
+        let result =
+            format::prepare(self, &record, fs, &device, blank).and_then(|fresh| self.put(fs, &device, fresh));
+        drop(device);
+        result.map_err(|error| self.undone(error))
+    }
+
+    fn put(&self, fs: Fs, device: &OpenLoop, fresh: bool) -> Result<(), Error> {
+        let kernel = self.site.kernel.as_ref();
+        let (flags, data) = filesystem::mount_options(fs, &self.capability.mount_flags, self.read_only);
+        kernel
+            .mount(&device.path(), &self.staging, fs.name(), flags, &data)
+            .map_err(half("mounting"))?;
+        if fs == Fs::Xfs && !self.read_only && !fresh && format::is_smaller(kernel, device)? {
+            filesystem::grow_xfs(kernel, &self.staging).map_err(half("growing XFS"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what was made until the error; only then is it final.
+    fn undone(&self, error: Error) -> Error {
+        let clean = || -> Result<(), Error> {
+            let all = self.site.loops(self.id)?;
+            let mine: Vec<Own> = all
+                .into_iter()
+                .filter(|own| own.tag == self.tag && own.sound)
+                .collect();
+            let mounts = self.site.mounts()?;
+            if mounted::at(&mounts, self.id, &self.staging, &mine)?.is_some() {
+                mounted::unmount_all(self.site.kernel.as_ref(), self.id, &self.staging)?;
+            }
+            for own in &mine {
+                self.site.free(own)?;
+            }
+            Ok(())
+        };
+        match (clean(), error) {
+            (Ok(()), Error::HalfDone { step, source }) => Error::Undone { step, source },
+            (Ok(()), error) => error,
+            (Err(left), _) => left,
+        }
+    }
+}
+
+/// What ext4 and XFS say when they must replay a journal and may not write.
+fn needs_replay(error: &KernelError) -> bool {
+    matches!(error.errno(), Some(libc::EROFS | libc::EACCES))
 }

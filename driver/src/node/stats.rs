@@ -4,8 +4,7 @@ use holdfast_proto::csi::volume_usage::Unit;
 use nix::sys::statvfs::statvfs;
 
 use super::mounted;
-use super::service::Site;
-use super::stage::loops;
+use super::site::{Site, real};
 use crate::error::Error;
 use crate::request;
 
@@ -19,17 +18,14 @@ pub(super) fn stats(
     let id = id.ok_or_else(|| Error::VolumeNotFound {
         id: request.volume_id.clone(),
     })?;
-    let path = mounted::real(&path)?;
-    let found = loops(site, &id)?;
-    let mounts = site
-        .kernel
-        .mounts()
-        .map_err(Error::half_done("reading mountinfo"))?;
+    let path = real(&path)?;
+    let found = site.loops(&id)?;
+    let mounts = site.mounts()?;
     let away = || Error::NotAtPath {
         id: id.to_string(),
         path: request.volume_path.clone(),
     };
-    let mount = mounted::at(&mounts, &path, &found)
+    let mount = mounted::at(&mounts, &id, &path, &found)
         .map_err(|_| away())?
         .ok_or_else(away)?;
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -39,14 +35,14 @@ pub(super) fn stats(
         used: signed(used),
         unit: unit.into(),
     };
-    if mount.major != 7 {
-        let number = found
-            .iter()
-            .find(|l| mounted::shows(mount, std::slice::from_ref(l)))
-            .map_or(0, |l| l.number);
+    let own = found
+        .iter()
+        .find(|own| mounted::shows(mount, [*own]))
+        .ok_or_else(away)?;
+    if mount.major != mounted::LOOP_MAJOR {
         let device = site
             .kernel
-            .open_loop(number)
+            .open_loop(own.status.number)
             .map_err(Error::half_done("opening a device"))?;
         let size = site
             .kernel

@@ -1,14 +1,13 @@
 //! NodeUnpublishVolume: every layer unmounted, the target gone; never a recursive delete.
-use std::path::Path;
-
 use holdfast_proto::csi as pb;
 
 use super::mounted;
-use super::service::Site;
-use super::stage::loops;
+use super::site::{Site, place};
+use super::tag::Use;
 use crate::error::Error;
 use crate::id::VolumeId;
-use crate::kernel::{loop_device, wait};
+use crate::kernel::mountinfo;
+use crate::kernel::place::{Kind, Place};
 use crate::request;
 
 /// Takes the volume from the target, or finds it taken.
@@ -18,76 +17,72 @@ pub(super) fn unpublish(
     target: &str,
 ) -> Result<pb::NodeUnpublishVolumeResponse, Error> {
     let id = request::volume_id(given)?;
-    let target = mounted::real(&request::path("target_path", target)?)?;
+    let target = place(&request::path("target_path", target)?)?;
     let done = pb::NodeUnpublishVolumeResponse {};
     let Some(id) = id else {
         // No volume of ours was ever there; what kubelet made for it must not stay.
-        let mounts = site
-            .kernel
-            .mounts()
-            .map_err(Error::half_done("reading mountinfo"))?;
-        if !crate::kernel::mountinfo::at(&mounts, &target).is_empty() {
-            return Err(Error::VolumeNotFound { id: given.to_owned() });
+        if let Some(target) = target {
+            if !mountinfo::at(&site.mounts()?, target.path()).is_empty() {
+                return Err(Error::Unfit {
+                    id: given.to_owned(),
+                    reason: format!(
+                        "is none of this driver, and {} is a mount that is not; unmount it first",
+                        target.path().display()
+                    ),
+                });
+            }
+            remove_target(given, &target)?;
         }
-        remove_target(&target)?;
         return Ok(done);
     };
     let _lock = site.lock(&id)?;
-    mounted::unmount_all(site.kernel.as_ref(), &id, &target)?;
-    remove_target(&target)?;
-    readers(site, &id)?;
+    if let Some(target) = target {
+        site.allowed("target_path", target.path())?;
+        mounted::unmount_all(site.kernel.as_ref(), &id, target.path())?;
+        remove_target(id.as_str(), &target)?;
+    }
+    free_readers(site, &id)?;
     Ok(done)
 }
 
-/// Removes the empty folder or empty file that the volume was at; one that is gone is no error. Whatever has content is
-/// somebody's data and stays.
-pub(super) fn remove_target(target: &Path) -> Result<(), Error> {
-    let step = || format!("removing {}", target.display());
-    let meta = match std::fs::symlink_metadata(target) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::storage(step())(error)),
+/// Removes the empty folder or empty file that the volume was at; one that is gone is no error. Whatever has content, or was
+/// never made by this driver, is somebody's and stays.
+fn remove_target(id: &str, target: &Place) -> Result<(), Error> {
+    let shown = || target.path().display().to_string();
+    let step = || format!("removing {}", shown());
+    let kind = match target.kind().map_err(Error::storage(step()))? {
+        None => return Ok(()),
+        Some(kind @ (Kind::Folder | Kind::File(0))) => kind,
+        Some(Kind::File(_)) => return Err(Error::NotEmpty { path: shown() }),
+        Some(Kind::Link | Kind::Special) => {
+            return Err(Error::Unfit {
+                id: id.to_owned(),
+                reason: format!(
+                    "is not at {}: a link or device is there that this driver did not make; remove it by hand",
+                    shown()
+                ),
+            });
+        }
     };
-    let removed = if meta.is_dir() {
-        std::fs::remove_dir(target)
-    } else if meta.is_file() && meta.len() == 0 {
-        std::fs::remove_file(target)
-    } else {
-        Err(std::io::ErrorKind::DirectoryNotEmpty.into())
-    };
-    match removed {
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Err(Error::NotEmpty {
-            path: target.display().to_string(),
-        }),
+    match target.remove(kind) {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+            Err(Error::NotEmpty { path: shown() })
+        }
         other => other.map_err(Error::storage(step())),
     }
 }
 
-/// Frees read-only devices that nobody has any more, unless the volume is staged by one.
-fn readers(site: &Site, id: &VolumeId) -> Result<(), Error> {
-    let found = loops(site, id)?;
-    let writable = found.iter().any(|l| !l.flags.read_only && !l.flags.autoclear);
-    if !writable {
+/// Frees read-only devices that nobody has any more.
+pub(super) fn free_readers(site: &Site, id: &VolumeId) -> Result<(), Error> {
+    let found = site.loops(id)?;
+    if !found.iter().any(|own| own.tag.purpose == Use::Reader) {
         return Ok(());
     }
-    let mounts = site
-        .kernel
-        .mounts()
-        .map_err(Error::half_done("reading mountinfo"))?;
-    for device in found.iter().filter(|l| l.flags.read_only && !l.flags.autoclear) {
-        if mounts
-            .iter()
-            .any(|m| mounted::shows(m, std::slice::from_ref(device)))
-        {
-            continue;
+    let mounts = site.mounts()?;
+    for own in found.iter().filter(|own| own.tag.purpose == Use::Reader) {
+        if !mounts.iter().any(|m| mounted::shows(m, [own])) {
+            site.free(own)?;
         }
-        loop_device::detach(
-            site.kernel.as_ref(),
-            device.number,
-            &site.store.image(id),
-            wait::RELEASE_LIMIT,
-        )
-        .map_err(Error::half_done("freeing a read-only device"))?;
     }
     Ok(())
 }

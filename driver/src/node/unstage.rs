@@ -3,37 +3,51 @@ use std::path::Path;
 
 use holdfast_proto::csi as pb;
 
-use super::mounted;
-use super::service::Site;
-use super::stage::loops;
+use super::site::{Own, Site, real};
+use super::tag::{self, Use};
+use super::{mounted, unpublish};
 use crate::error::Error;
 use crate::id::VolumeId;
-use crate::kernel::{loop_device, wait};
 use crate::request;
 
 /// Undoes a staging, or finds it undone.
 pub(super) fn unstage(site: &Site, id: &str, staging: &str) -> Result<pb::NodeUnstageVolumeResponse, Error> {
     let id = request::volume_id(id)?;
-    let staging = mounted::real(&request::path("staging_target_path", staging)?)?;
+    let staging = real(&request::path("staging_target_path", staging)?)?;
     let Some(id) = id else {
         return Ok(pb::NodeUnstageVolumeResponse {});
     };
     let _lock = site.lock(&id)?;
-    in_use(site, &id, &staging)?;
+    site.allowed("staging_target_path", &staging)?;
+    unpublish::free_readers(site, &id)?;
+    let mine = staged_at(site, &id, &staging)?;
+    in_use(site, &id, &staging, &mine)?;
     mounted::unmount_all(site.kernel.as_ref(), &id, &staging)?;
-    release(site, &id)?;
+    for own in &mine {
+        site.free(own)?;
+    }
+    durable(site, &id)?;
     Ok(pb::NodeUnstageVolumeResponse {})
 }
 
+/// The devices with which the volume is staged at this path. What is staged at another one is no business of this call.
+fn staged_at(site: &Site, id: &VolumeId, staging: &Path) -> Result<Vec<Own>, Error> {
+    let place = tag::place(staging);
+    let mut found = site.loops(id)?;
+    let mounts = site.mounts()?;
+    let here = crate::kernel::mountinfo::at(&mounts, staging);
+    found.retain(|own| {
+        let is_here = here.iter().any(|m| mounted::shows(m, [own]));
+        is_here || own.tag.place == place || own.tag.purpose == Use::Reader
+    });
+    Ok(found)
+}
+
 /// Refuses while a target still has the volume: taking the staging away would leave it on a device that nobody counts.
-fn in_use(site: &Site, id: &VolumeId, staging: &Path) -> Result<(), Error> {
-    let found = loops(site, id)?;
-    let mounts = site
-        .kernel
-        .mounts()
-        .map_err(Error::half_done("reading mountinfo"))?;
-    let elsewhere = mounted::elsewhere(&mounts, &found, staging);
-    match elsewhere.first() {
+fn in_use(site: &Site, id: &VolumeId, staging: &Path, mine: &[Own]) -> Result<(), Error> {
+    let staged: Vec<&Own> = mine.iter().collect();
+    let mounts = site.mounts()?;
+    match mounted::elsewhere(&mounts, staged.iter().copied(), staging).first() {
         None => Ok(()),
         Some(path) => Err(Error::InUse {
             id: id.to_string(),
@@ -42,24 +56,12 @@ fn in_use(site: &Site, id: &VolumeId, staging: &Path) -> Result<(), Error> {
     }
 }
 
-/// Frees the loop devices that this node made, the writable one last, because it carries the image's lock; then what was
-/// written is made durable.
-fn release(site: &Site, id: &VolumeId) -> Result<(), Error> {
-    let kernel = site.kernel.as_ref();
-    let image = site.store.image(id);
-    let mut devices = loops(site, id)?;
-    devices.sort_by_key(|d| !d.flags.read_only);
-    for device in devices {
-        let free = if device.flags.autoclear {
-            loop_device::wait_free(kernel, device.number, &image, wait::RELEASE_LIMIT)
-        } else {
-            loop_device::detach(kernel, device.number, &image, wait::RELEASE_LIMIT)
-        };
-        free.map_err(Error::half_done("freeing a loop device"))?;
-    }
-    match std::fs::File::open(&image) {
-        Ok(file) => file.sync_all().map_err(Error::storage("making an image durable")),
+/// What was written is on the disk below before anybody else is told that the volume is free.
+fn durable(site: &Site, id: &VolumeId) -> Result<(), Error> {
+    let step = || Error::storage("making an image durable");
+    match std::fs::File::open(site.store.image(id)) {
+        Ok(file) => file.sync_all().map_err(step()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::storage("making an image durable")(error)),
+        Err(error) => Err(step()(error)),
     }
 }

@@ -1,8 +1,10 @@
 //! The image of a volume: a sparse file.
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use super::fence;
 
 /// Makes an empty image of `size_bytes`, all but its name durably; one that is there already is grown to it. Until its record
 /// says *ready*, whatever is at this path is nobody's.
@@ -34,19 +36,12 @@ fn resize(file: &File, size_bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Opens the image and takes its exclusive lock (flock(2)); none, if somebody has it. The lock is of the open file: dropping
-/// the file only closes it, and a loop device that was configured with it keeps the lock for as long as it lives, whatever
-/// becomes of this process.
+/// Opens the image where nobody else has it, and keeps everybody else out for as long as it is open; none, if somebody has it.
 ///
 /// # Errors
 /// The failed call.
 pub fn open_locked(path: &Path) -> io::Result<Option<File>> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
+    fence::hold_all(path, &[])
 }
 
 /// Whether nothing was ever written to the image: not one extent of data in it.

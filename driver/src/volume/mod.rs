@@ -1,6 +1,8 @@
 //! What a volume is: its id, its record, its image, and what is promised to all of them.
 pub mod capability;
 mod commit;
+pub mod errand;
+pub mod fence;
 pub mod image;
 pub mod index;
 pub mod record;

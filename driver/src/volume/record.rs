@@ -80,6 +80,9 @@ pub struct Record {
     /// The node that has it; this driver's volumes are for one node.
     #[serde(default)]
     pub attachment: Option<Attachment>,
+    /// Attachments that were given up by force: their devices may still stand, but can no longer write.
+    #[serde(default)]
+    pub revoked: Vec<u64>,
 }
 
 impl Record {

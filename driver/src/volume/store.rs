@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::commit::Commit;
+use super::errand;
 use super::image;
 use super::index::Index;
 use super::record::Record;
@@ -38,7 +39,7 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn open(root: &Path) -> io::Result<Self> {
-        for folder in ["volumes", "locks", "nodes", "quarantine"] {
+        for folder in ["volumes", "locks", "nodes", "quarantine", "requests"] {
             let path = root.join(folder);
             match fs::create_dir_all(&path) {
                 Ok(()) => {}
@@ -220,7 +221,7 @@ impl Store {
                 Err(error) => return Err(Error::storage(step())(error)),
             }
         }
-        Ok(())
+        errand::withdraw(self, id)
     }
 
     /// What `question` finds among all volumes, as they are now in the folder.

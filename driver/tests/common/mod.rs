@@ -131,6 +131,24 @@ pub async fn connect(socket: &Path) -> Channel {
         .unwrap()
 }
 
+/// An image as a loop device of some attachment holds it: under a lock of the open file.
+pub fn image_held(path: &str) -> std::fs::File {
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    file
+}
+
 pub fn loops_below(folder: &Path) -> Vec<String> {
     let root = folder.display().to_string();
     let Ok(entries) = std::fs::read_dir("/sys/block") else {
