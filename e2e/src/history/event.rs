@@ -123,6 +123,15 @@ pub enum What {
         /// What was seen.
         seen: String,
     },
+    /// A leak that was made on purpose, and how the ledger must name it.
+    Planted {
+        /// Its kind, as a ledger shows it.
+        kind: String,
+        /// The end of its name.
+        name: String,
+        /// Words of its owner.
+        owner: String,
+    },
     /// Blocks that were read back.
     Blocks {
         /// The pod that read them.

@@ -211,6 +211,7 @@ fn is_of_handle(what: &What) -> bool {
         | What::Waited { .. }
         | What::Fault { .. }
         | What::Blocks { .. }
+        | What::Planted { .. }
         | What::Difference { .. }
         | What::ScenarioEnded { .. }
         | What::RunEnded { .. } => false,
@@ -261,6 +262,7 @@ fn step(what: &What, volume: &Owned, folder: &str, image: &str) -> Option<Step> 
         | What::Waited { .. }
         | What::Fault { .. }
         | What::Blocks { .. }
+        | What::Planted { .. }
         | What::Difference { .. }
         | What::ScenarioEnded { .. }
         | What::RunEnded { .. } => None,

@@ -50,7 +50,7 @@ pub fn judge(
         findings.extend(bounded_time::check(events, observed, namespace));
     }
     if wanted("no-leak") {
-        findings.extend(no_leak::check(diff));
+        findings.extend(no_leak::check(events, diff));
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.outcome));
     findings

@@ -7,3 +7,4 @@ mod no_leak;
 mod single_writer;
 
 pub use check::{Finding, NAMES, judge};
+pub use no_leak::as_planted;

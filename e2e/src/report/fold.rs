@@ -90,6 +90,7 @@ pub fn fold(events: &[Event]) -> Summary {
             | What::Loop { .. }
             | What::Fault { .. }
             | What::Blocks { .. }
+            | What::Planted { .. }
             | What::Difference { .. } => {}
         }
     }

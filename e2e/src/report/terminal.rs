@@ -42,6 +42,7 @@ pub fn line(event: &Event) -> Option<String> {
         | What::Mount { .. }
         | What::Loop { .. }
         | What::Blocks { .. }
+        | What::Planted { .. }
         | What::Difference { .. }
         | What::RunEnded { .. } => None,
     }

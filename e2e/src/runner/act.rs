@@ -10,7 +10,8 @@ use crate::cluster::wait::{self, Look};
 use crate::fault::{self, Fault, Held, Hold, Phase};
 use crate::history::What;
 use crate::workload::{
-    Claim, Consumer, Moving, Placement, VolumeSpec, Workload, create_claim, create_pod, pre_provisioned,
+    Claim, Consumer, Moving, Placement, VolumeSpec, Workload, create_claim, create_pod, plant,
+    pre_provisioned,
 };
 
 /// Blocks that a pod writes before it is asked for them.
@@ -32,6 +33,9 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
         Workload::MoveStatefulSet { volume } => move_set(run, volume).await,
         Workload::DeleteWhileProvisioning { volume } => delete_while_provisioning(run, volume).await,
         Workload::DeleteWhileAttaching { volume } => delete_while_attaching(run, volume).await,
+        Workload::PlantLeak { plants } => {
+            Ok(plant::plant(&run.context, &run.site, &run.worker(0), plants).await?)
+        }
     }
 }
 

@@ -12,12 +12,12 @@ use crate::cluster::facts::Gatherer;
 use crate::cluster::site::Site;
 use crate::cluster::wait::WaitError;
 use crate::fault::{FaultError, driver_ready};
-use crate::history::{self, Outcome, Recorder, What};
+use crate::history::{self, Event, Outcome, Recorder, What};
 use crate::id::folder_of;
 use crate::invariant;
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
-use crate::workload::{Claim, Context, WorkloadError};
+use crate::workload::{Claim, Context, Workload, WorkloadError, plant};
 
 /// Every namespace of a scenario begins so.
 pub(super) const NAMESPACE_PREFIX: &str = "hf-";
@@ -180,7 +180,10 @@ impl Runner {
         } else {
             Ok(())
         };
-        let settled = settle::settle(&self.facts, &before, tokens.as_ref(), acted.is_ok()).await;
+        let plants = matches!(scenario.workload, Workload::PlantLeak { .. });
+        let own = if plants { self.events_of(name) } else { Vec::new() };
+        let as_meant = |diff: &Diff| invariant::as_planted(&own, diff);
+        let settled = settle::settle(&self.facts, &before, tokens.as_ref(), acted.is_ok(), as_meant).await;
 
         phase("judge");
         let (diff, unread) = match settled {
@@ -207,10 +210,18 @@ impl Runner {
         } else {
             self.clean(&run).await
         };
+        let removed = if plants {
+            plant::remove(&run.site).await
+        } else {
+            Ok(())
+        };
         let mut message = message;
         for problem in [
             kept.err().map(|e| format!("evidence is missing: {e}")),
             cleaned.err(),
+            removed
+                .err()
+                .map(|e| format!("what was planted stays: {}", chain(&e))),
         ]
         .into_iter()
         .flatten()
@@ -218,6 +229,13 @@ impl Runner {
             message = format!("{message}\n{problem}").trim_start().to_owned();
         }
         (outcome, message)
+    }
+
+    /// What the history has of one scenario; none of it where it cannot be read, which the verdict then says.
+    fn events_of(&self, name: &str) -> Vec<Event> {
+        let events = history::read(&self.folder.join("events.jsonl")).unwrap_or_default();
+        let own = |event: &Event| event.scenario.as_deref() == Some(name);
+        events.into_iter().filter(own).collect()
     }
 
     fn prepare(&self, scenario: &Scenario, name: &str) -> Run {

@@ -8,7 +8,7 @@ use crate::clock::Limit;
 use crate::cluster::ClusterError;
 use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look, WaitError};
-use crate::workload::RUN_LABEL;
+use crate::workload::{RUN_LABEL, plant};
 
 /// Why something of it stays.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub async fn namespaces(site: &Site, run: Option<&str>) -> Result<Vec<(String, S
     Ok(list.items.iter().map(|n| (n.name_any(), run(n))).collect())
 }
 
-/// Starts every kubelet, then removes the namespaces of `run` (or of every run) with their volumes, and waits until they are gone.
+/// Starts every kubelet, takes away what was planted, then removes the namespaces of `run` (or of every run) with their volumes, and waits until they are gone.
 ///
 /// # Errors
 /// With what stays.
@@ -60,6 +60,7 @@ pub async fn clean(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
             // A fault may have stopped it; starting one that runs changes nothing.
             host.node(name).systemctl("start", "kubelet").await?;
         }
+        plant::remove(site).await?;
     }
     let ours: Vec<String> = namespaces(site, run)
         .await?

@@ -12,7 +12,7 @@ use super::settle;
 use crate::cluster::observe;
 use crate::cluster::site::Site;
 use crate::history::{Outcome, What};
-use crate::ledger::Ledger;
+use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
 
 /// The row for what no single scenario explains.
@@ -75,7 +75,7 @@ fn unfit(scenario: &Scenario, site: &Site) -> Option<String> {
             "it stops or kills processes of nodes, and those of this cluster are not on this machine",
         ));
     }
-    let class = scenario.workload.volume().class;
+    let class = scenario.workload.volume()?.class;
     (!site.driver.classes.contains_key(&class)).then(|| {
         format!(
             "driver {} has no StorageClass for {}",
@@ -128,7 +128,7 @@ async fn whole(runner: &Runner, before: &Ledger) -> (Outcome, String) {
         Some(tokens) => before.of(tokens),
         None => before.clone(),
     };
-    match settle::settle(&runner.facts, &before, tokens, true).await {
+    match settle::settle(&runner.facts, &before, tokens, true, Diff::is_empty).await {
         Ok(diff) if diff.is_empty() => (Outcome::Passed, String::new()),
         Ok(diff) => (
             Outcome::Leaked,

@@ -12,14 +12,15 @@ pub(super) async fn look(facts: &Gatherer) -> Result<Ledger, ClusterError> {
     Ok(facts.gather().await?.ledger())
 }
 
-/// The difference to `before` once it is empty, or when the bound has passed, with the calls that explain it; without
-/// `patient`, now.
+/// The difference to `before` once it is as `settled` wants it, or when the bound has passed, with the calls that explain
+/// it; without `patient`, now.
 /// With `tokens` only what belongs to one scenario is compared.
 pub(super) async fn settle(
     facts: &Gatherer,
     before: &Ledger,
     tokens: Option<&BTreeSet<String>>,
     patient: bool,
+    settled: impl Fn(&Diff) -> bool,
 ) -> Result<Diff, ClusterError> {
     let since = Instant::now();
     let mut ticks = tokio::time::interval(Limit::LOOK * 3);
@@ -31,10 +32,10 @@ pub(super) async fn settle(
             Ok(after) => {
                 let after = tokens.map_or_else(|| after.clone(), |tokens| after.of(tokens));
                 let mut found = diff(before, &after);
-                if found.is_empty() {
+                if settled(&found) && found.is_empty() {
                     return Ok(found);
                 }
-                if over {
+                if settled(&found) || over {
                     found.attribute(&facts.calls().await, facts.started_at());
                     return Ok(found);
                 }

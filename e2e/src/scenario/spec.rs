@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use crate::fault::Fault;
 use crate::workload::Workload;
 
+/// The label of scenarios that run only if they are asked for.
+pub(super) const SELFTEST: &str = "selftest";
+
 /// One scenario: a file of e2e/scenarios.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,12 +44,19 @@ impl Scenario {
         self.is_exclusive()
     }
 
+    /// Whether it puts the suite to the test and not the driver.
+    pub fn is_selftest(&self) -> bool {
+        self.labels.iter().any(|label| label == SELFTEST)
+    }
+
     /// Whether it disturbs others, and so runs alone.
     pub fn is_exclusive(&self) -> bool {
         !self.faults.is_empty()
             || matches!(
                 self.workload,
-                Workload::DeleteWhileProvisioning { .. } | Workload::DeleteWhileAttaching { .. }
+                Workload::DeleteWhileProvisioning { .. }
+                    | Workload::DeleteWhileAttaching { .. }
+                    | Workload::PlantLeak { .. }
             )
     }
 }

@@ -2,12 +2,14 @@
 pub mod blocks;
 mod claim;
 mod context;
+pub mod plant;
 mod pod;
 mod spec;
 mod stateful_set;
 
 pub use claim::{Claim, create_claim, pre_provisioned};
 pub use context::{Context, RUN_LABEL, WorkloadError};
+pub use plant::Plant;
 pub use pod::{Consumer, Placement, create_pod};
 pub use spec::{Access, Mode, VolumeSpec, Workload};
 pub use stateful_set::Moving;

@@ -1,6 +1,7 @@
 //! What is done with volumes, as data.
 use serde::{Deserialize, Serialize};
 
+use super::plant::Plant;
 use crate::cluster::driver::Class;
 
 /// A volume that is asked for.
@@ -98,6 +99,11 @@ pub enum Workload {
         #[serde(default)]
         volume: VolumeSpec,
     },
+    /// Leaks are made on purpose; it passes if the ledger names exactly them.
+    PlantLeak {
+        /// Which kinds.
+        plants: Vec<Plant>,
+    },
     /// The pod is deleted while its volume is attached.
     DeleteWhileAttaching {
         /// The volume.
@@ -107,8 +113,8 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// The volume that it asks for.
-    pub fn volume(&self) -> &VolumeSpec {
+    /// The volume that it asks for, if it asks for one.
+    pub fn volume(&self) -> Option<&VolumeSpec> {
         match self {
             Self::Lifecycle { volume, .. }
             | Self::Expand { volume, .. }
@@ -116,7 +122,8 @@ impl Workload {
             | Self::PreProvisioned { volume }
             | Self::MoveStatefulSet { volume }
             | Self::DeleteWhileProvisioning { volume }
-            | Self::DeleteWhileAttaching { volume } => volume,
+            | Self::DeleteWhileAttaching { volume } => Some(volume),
+            Self::PlantLeak { .. } => None,
         }
     }
 }
