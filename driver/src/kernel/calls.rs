@@ -122,9 +122,22 @@ pub struct OpenLoop {
     pub number: u32,
     /// The open device.
     pub file: File,
+    /// By which a double knows whether it is still open.
+    #[cfg(test)]
+    pub(crate) kept: std::sync::Arc<()>,
 }
 
 impl OpenLoop {
+    /// A device that was opened.
+    pub fn new(number: u32, file: File) -> Self {
+        Self {
+            number,
+            file,
+            #[cfg(test)]
+            kept: std::sync::Arc::default(),
+        }
+    }
+
     /// Its path.
     pub fn path(&self) -> PathBuf {
         super::loop_device::path(self.number)

@@ -220,7 +220,7 @@ impl Kernel for Linux {
             let subject = || loop_device::path(number).display().to_string();
             let device = open_device(number, !flags.read_only).map_err(failed("open", subject()))?;
             match linux::loop_configure(&device, file, info) {
-                Ok(()) => return Ok(OpenLoop { number, file: device }),
+                Ok(()) => return Ok(OpenLoop::new(number, device)),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(failed("LOOP_CONFIGURE", subject())(error)),
             }
@@ -234,7 +234,7 @@ impl Kernel for Linux {
 
     fn open_loop(&self, number: u32) -> Result<OpenLoop, KernelError> {
         let file = open_device(number, false).map_err(failed("open", loop_device::path(number).display()))?;
-        Ok(OpenLoop { number, file })
+        Ok(OpenLoop::new(number, file))
     }
 
     fn detach(&self, device: &OpenLoop) -> Result<(), KernelError> {

@@ -1,6 +1,8 @@
 //! What the driver asks of Linux: mounts, loop devices, filesystem tools.
 
 mod calls;
+#[cfg(test)]
+pub(crate) mod double;
 pub mod filesystem;
 mod host;
 mod linux;

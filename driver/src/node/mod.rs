@@ -9,6 +9,8 @@ mod service;
 mod site;
 mod stage;
 mod stats;
+#[cfg(test)]
+mod sweep;
 mod tag;
 mod unpublish;
 mod unstage;

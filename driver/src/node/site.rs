@@ -114,12 +114,7 @@ impl Site {
 
     /// Refuses a path at which no volume may ever be: among the driver's own files, or the kernel's.
     pub(super) fn allowed(&self, field: &'static str, path: &Path) -> Result<(), Error> {
-        let forbidden = [
-            self.store.root(),
-            Path::new("/proc"),
-            Path::new("/sys"),
-            Path::new("/dev"),
-        ];
+        let forbidden = [self.store.root(), Path::new("/proc"), Path::new("/sys")];
         match forbidden.iter().find(|root| path.starts_with(root)) {
             None => Ok(()),
             Some(root) => Err(Error::Invalid {
