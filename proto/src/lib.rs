@@ -9,6 +9,8 @@ pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
+mod redact;
+
 /// Package `pluginregistration`: served by a plugin, called by kubelet.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub mod registration {
