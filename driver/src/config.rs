@@ -1,8 +1,12 @@
 //! What the driver is told at its start, checked once.
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+
+/// Where a node or a volume is: values by lower-case key.
+pub type Segments = BTreeMap<String, String>;
 
 /// Which services a process offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,6 +69,15 @@ pub struct Args {
     /// How many volumes may be attached to this node; 0 means no limit
     #[arg(long, env = "HOLDFAST_MAX_VOLUMES_PER_NODE", default_value_t = 0)]
     pub max_volumes_per_node: u32,
+    /// Where this node is, as KEY=VALUE, several times for several keys; NODE:KEY=VALUE counts only on that node, in place of
+    /// the value for all
+    #[arg(
+        long,
+        env = "HOLDFAST_TOPOLOGY",
+        value_delimiter = ',',
+        value_name = "[NODE:]KEY=VALUE"
+    )]
+    pub topology: Vec<String>,
     /// error, warn, info, debug or trace
     #[arg(long, env = "HOLDFAST_LOG_LEVEL", default_value = "info")]
     pub log_level: tracing::level_filters::LevelFilter,
@@ -91,6 +104,8 @@ pub struct Config {
     pub capacity_bytes: Option<u64>,
     /// Attachments that one node takes; 0 means no limit.
     pub max_volumes_per_node: u32,
+    /// Where this node is; never empty, because a node without a segment could hold no volume that has one.
+    pub segments: Segments,
 }
 
 /// Why a command line means nothing.
@@ -110,6 +125,14 @@ pub enum ConfigError {
     /// A relative data folder depends on where the process was started.
     #[error("--data-dir {0:?} must be an absolute path")]
     DataDir(PathBuf),
+    /// A segment breaks the specification's rules of topology.
+    #[error("--topology {given:?} {reason}")]
+    Topology {
+        /// As given.
+        given: String,
+        /// The rule, continuing the sentence.
+        reason: &'static str,
+    },
 }
 
 impl TryFrom<Args> for Config {
@@ -138,6 +161,7 @@ impl TryFrom<Args> for Config {
         if !args.data_dir.is_absolute() {
             return Err(ConfigError::DataDir(args.data_dir));
         }
+        let segments = segments_of(&node_id, &name, &args.topology)?;
         Ok(Self {
             role: args.role,
             socket,
@@ -148,8 +172,77 @@ impl TryFrom<Args> for Config {
             registration: args.registration_dir.zip(args.kubelet_socket_path),
             capacity_bytes: args.capacity,
             max_volumes_per_node: args.max_volumes_per_node,
+            segments,
         })
     }
+}
+
+/// The segments of `node`: those for all, those for it alone in their place, and one that is the same everywhere if there
+/// are none, because a driver that declares VOLUME_ACCESSIBILITY_CONSTRAINTS needs a key on every node.
+fn segments_of(node: &str, driver: &str, given: &[String]) -> Result<Segments, ConfigError> {
+    let (mut of_all, mut own) = (Segments::new(), Segments::new());
+    for text in given.iter().filter(|text| !text.is_empty()) {
+        let bad = |reason| ConfigError::Topology {
+            given: text.clone(),
+            reason,
+        };
+        let (key, value) = text.split_once('=').ok_or_else(|| bad("must be KEY=VALUE"))?;
+        let (whose, key) = match key.split_once(':') {
+            Some((whose, key)) => (Some(whose), key),
+            None => (None, key),
+        };
+        segment(key, value).map_err(bad)?;
+        match whose {
+            None => drop(of_all.insert(key.to_ascii_lowercase(), value.to_owned())),
+            Some(whose) if whose == node => drop(own.insert(key.to_ascii_lowercase(), value.to_owned())),
+            Some(_) => {}
+        }
+    }
+    of_all.append(&mut own);
+    if of_all.is_empty() {
+        let key = format!("topology.{}/zone", driver.to_ascii_lowercase());
+        of_all.insert(key, String::from("default"));
+    }
+    Ok(of_all)
+}
+
+/// Checks a segment by the specification's rules, which are those of Kubernetes' labels: a key of an optional prefix and a
+/// name, a value, each of at most 63 bytes.
+///
+/// # Errors
+/// The rule that is broken, continuing a sentence.
+pub fn segment(key: &str, value: &str) -> Result<(), &'static str> {
+    let word = |text: &str| {
+        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.len() <= 63 && ends(text.chars().next()) && ends(text.chars().last()) && text.chars().all(inner)
+    };
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    let domain = |text: &str| text.split('.').all(|label| word(label) && !label.contains('_'));
+    if !word(name) || prefix.is_some_and(|p| p.len() > 63 || !domain(p)) {
+        return Err(
+            "has a key that is not [prefix/]name, each of at most 63 letters, digits, '-', '_' or '.', with a letter \
+             or digit at both ends",
+        );
+    }
+    if !word(value) {
+        return Err(
+            "has a value that is not 1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+        );
+    }
+    Ok(())
+}
+
+/// Segments as a person reads them.
+pub fn shown(segments: &Segments) -> String {
+    let pairs: Vec<_> = segments
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    pairs.join(",")
 }
 
 /// Whether `id` can name a node here: it becomes a file name, and Kubernetes keeps at most 192 bytes of it.
@@ -177,6 +270,8 @@ mod tests {
     #[case::name_too_long(&["--driver-name", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"], Some("--driver-name"))]
     #[case::name_ends_in_dot(&["--driver-name", "a."], Some("--driver-name"))]
     #[case::relative_data(&["--data-dir", "data"], Some("--data-dir"))]
+    #[case::topology_without_value(&["--topology", "zone"], Some("--topology"))]
+    #[case::topology_of_a_bad_value(&["--topology", "zone=-"], Some("--topology"))]
     fn command_lines(#[case] change: &[&str], #[case] named: Option<&str>) {
         let mut options = vec![
             ("--endpoint", "unix:///run/csi.sock"),
@@ -195,6 +290,20 @@ mod tests {
             None => assert_eq!(parsed.unwrap().socket, PathBuf::from("/run/csi.sock")),
             Some(option) => assert!(parsed.unwrap_err().to_string().starts_with(option)),
         }
+    }
+
+    #[rstest]
+    #[case::none_given(&[], &[("topology.holdfast.csi/zone", "default")])]
+    #[case::for_all(&["example.org/Zone=a"], &[("example.org/zone", "a")])]
+    #[case::its_own_counts(&["zone=a", "n1:zone=b", "rack=7"], &[("rack", "7"), ("zone", "b")])]
+    #[case::another_nodes_does_not(&["zone=a", "n2:zone=b"], &[("zone", "a")])]
+    fn segments_of_a_node(#[case] given: &[&str], #[case] expected: &[(&str, &str)]) {
+        let given: Vec<_> = given.iter().map(|text| (*text).to_owned()).collect();
+        let expected = expected
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        assert_eq!(segments_of("n1", "holdfast.csi", &given).unwrap(), expected);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::kernel::KernelError;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A required field is empty.
-    #[error("{field} is required")]
+    #[error("{field} is required and is not given")]
     Missing {
         /// The field, as the specification calls it.
         field: &'static str,
@@ -22,6 +22,16 @@ pub enum Error {
         /// What was given; never a secret.
         value: String,
         /// The rule, continuing the sentence.
+        reason: String,
+    },
+    /// A field is in order, and asks for what this driver does not offer.
+    #[error("{field} {value:?} is not offered: {reason}")]
+    Unsupported {
+        /// The field, as the specification calls it.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is offered instead.
         reason: String,
     },
     /// There is no such volume.
@@ -51,7 +61,7 @@ pub enum Error {
         path: String,
     },
     /// The same name, attachment, staging or target path in use with other arguments.
-    #[error("{what} exists with another {difference}")]
+    #[error("{what} exists with another {difference}; use another name or path, or ask for the same again")]
     Differs {
         /// What exists.
         what: String,
@@ -97,12 +107,26 @@ pub enum Error {
         free_bytes: u64,
     },
     /// The node takes no more attachments.
-    #[error("node {node} has {limit} volumes attached, its limit")]
+    #[error("node {node} has {limit} volumes attached, its limit; detach one or use another node")]
     NodeFull {
         /// The node.
         node: String,
         /// Its limit.
         limit: u32,
+    },
+    /// The volume cannot be where it is wanted.
+    #[error("accessibility_requirements {wanted} cannot be met: nodes of this driver are at {known}")]
+    NoSuchPlace {
+        /// Every topology of the request.
+        wanted: String,
+        /// Every topology that a node has.
+        known: String,
+    },
+    /// The driver can do no work until somebody helps.
+    #[error("{what}; the driver cannot work until it is back")]
+    Unhealthy {
+        /// What is wrong.
+        what: String,
     },
     /// A page token that this driver did not give.
     #[error("starting_token {token:?} was not given by this driver; list again without one")]
@@ -160,7 +184,7 @@ pub enum Error {
         rpc: &'static str,
     },
     /// Not offered, therefore not declared.
-    #[error("{rpc} is not offered")]
+    #[error("{rpc} is not offered by this driver; see its capabilities")]
     NotOffered {
         /// The call.
         rpc: &'static str,
@@ -174,7 +198,7 @@ impl Error {
     /// that is gone, and kubelet never unstages.
     pub fn code(&self) -> Code {
         match self {
-            Self::Missing { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Missing { .. } | Self::Invalid { .. } | Self::Unsupported { .. } => Code::InvalidArgument,
             Self::VolumeNotFound { .. } | Self::NodeNotFound { .. } | Self::NotAtPath { .. } => {
                 Code::NotFound
             }
@@ -182,9 +206,12 @@ impl Error {
             Self::AttachedElsewhere { .. }
             | Self::InUse { .. }
             | Self::Unfit { .. }
+            | Self::Unhealthy { .. }
             | Self::NotEmpty { .. } => Code::FailedPrecondition,
             Self::Size { .. } => Code::OutOfRange,
-            Self::NoSpace { .. } | Self::NodeFull { .. } => Code::ResourceExhausted,
+            Self::NoSpace { .. } | Self::NodeFull { .. } | Self::NoSuchPlace { .. } => {
+                Code::ResourceExhausted
+            }
             Self::BadToken { .. } | Self::Busy { .. } | Self::HalfDone { .. } => Code::Aborted,
             Self::Storage { .. } | Self::Unreadable { .. } | Self::Broken { .. } => Code::Unavailable,
             Self::Undone { .. } => Code::Internal,
@@ -230,4 +257,193 @@ impl From<Error> for Status {
 /// The answer to several callers that joined one call.
 pub fn to_status(error: &Arc<Error>) -> Status {
     Status::new(error.code(), error.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel() -> KernelError {
+        KernelError::Unexpected {
+            what: "loop device",
+            text: String::from("reason at the bottom"),
+        }
+    }
+
+    fn io() -> std::io::Error {
+        std::io::Error::other("reason at the bottom")
+    }
+
+    /// One of each, with the code that the specification, or what its callers do with a code, wants.
+    fn every_variant() -> Vec<(Error, Code)> {
+        let text = || String::from("v1");
+        vec![
+            (Error::Missing { field: "name" }, Code::InvalidArgument),
+            (
+                Error::Invalid {
+                    field: "name",
+                    value: text(),
+                    reason: String::from("is too long"),
+                },
+                Code::InvalidArgument,
+            ),
+            (
+                Error::Unsupported {
+                    field: "name",
+                    value: text(),
+                    reason: text(),
+                },
+                Code::InvalidArgument,
+            ),
+            (Error::VolumeNotFound { id: text() }, Code::NotFound),
+            (Error::NodeNotFound { node: text() }, Code::NotFound),
+            (
+                Error::NotAtPath {
+                    id: text(),
+                    path: text(),
+                },
+                Code::NotFound,
+            ),
+            (Error::NotEmpty { path: text() }, Code::FailedPrecondition),
+            (
+                Error::Differs {
+                    what: text(),
+                    difference: text(),
+                },
+                Code::AlreadyExists,
+            ),
+            (
+                Error::AttachedElsewhere {
+                    id: text(),
+                    node: text(),
+                },
+                Code::FailedPrecondition,
+            ),
+            (
+                Error::InUse {
+                    id: text(),
+                    by: text(),
+                },
+                Code::FailedPrecondition,
+            ),
+            (
+                Error::Unfit {
+                    id: text(),
+                    reason: text(),
+                },
+                Code::FailedPrecondition,
+            ),
+            (Error::Size { reason: text() }, Code::OutOfRange),
+            (
+                Error::NoSpace {
+                    wanted_bytes: 1,
+                    free_bytes: 0,
+                },
+                Code::ResourceExhausted,
+            ),
+            (
+                Error::NodeFull {
+                    node: text(),
+                    limit: 1,
+                },
+                Code::ResourceExhausted,
+            ),
+            (
+                Error::NoSuchPlace {
+                    wanted: text(),
+                    known: text(),
+                },
+                Code::ResourceExhausted,
+            ),
+            (Error::Unhealthy { what: text() }, Code::FailedPrecondition),
+            (Error::BadToken { token: text() }, Code::Aborted),
+            (
+                Error::Busy {
+                    key: text(),
+                    holder: text(),
+                },
+                Code::Aborted,
+            ),
+            (
+                Error::HalfDone {
+                    step: text(),
+                    source: kernel(),
+                },
+                Code::Aborted,
+            ),
+            (
+                Error::Storage {
+                    step: text(),
+                    source: io(),
+                },
+                Code::Unavailable,
+            ),
+            (
+                Error::Unreadable {
+                    id: text(),
+                    reason: text(),
+                },
+                Code::Unavailable,
+            ),
+            (
+                Error::Undone {
+                    step: text(),
+                    source: kernel(),
+                },
+                Code::Internal,
+            ),
+            (Error::Broken { rpc: "Probe" }, Code::Unavailable),
+            (Error::NotOffered { rpc: "Probe" }, Code::Unimplemented),
+        ]
+    }
+
+    /// The place of a variant in the table. A new one does not compile without a place, and fails without a row there.
+    fn place(error: &Error) -> usize {
+        match error {
+            Error::Missing { .. } => 0,
+            Error::Invalid { .. } => 1,
+            Error::Unsupported { .. } => 2,
+            Error::VolumeNotFound { .. } => 3,
+            Error::NodeNotFound { .. } => 4,
+            Error::NotAtPath { .. } => 5,
+            Error::NotEmpty { .. } => 6,
+            Error::Differs { .. } => 7,
+            Error::AttachedElsewhere { .. } => 8,
+            Error::InUse { .. } => 9,
+            Error::Unfit { .. } => 10,
+            Error::Size { .. } => 11,
+            Error::NoSpace { .. } => 12,
+            Error::NodeFull { .. } => 13,
+            Error::NoSuchPlace { .. } => 14,
+            Error::Unhealthy { .. } => 15,
+            Error::BadToken { .. } => 16,
+            Error::Busy { .. } => 17,
+            Error::HalfDone { .. } => 18,
+            Error::Storage { .. } => 19,
+            Error::Unreadable { .. } => 20,
+            Error::Undone { .. } => 21,
+            Error::Broken { .. } => 22,
+            Error::NotOffered { .. } => 23,
+        }
+    }
+
+    #[test]
+    fn every_error_has_its_code_a_message_and_no_details() {
+        let all = every_variant();
+        let places: Vec<_> = all.iter().map(|(error, _)| place(error)).collect();
+        assert_eq!(places, (0..24).collect::<Vec<_>>());
+        for (error, code) in all {
+            let shown = format!("{error:?}");
+            let has_cause = std::error::Error::source(&error).is_some();
+            let status = Status::from(error);
+            assert_eq!(status.code(), code, "{shown}");
+            assert!(!status.message().is_empty(), "{shown}");
+            assert!(status.details().is_empty(), "{shown}");
+            assert_eq!(
+                status.message().contains("reason at the bottom"),
+                has_cause,
+                "{shown}"
+            );
+        }
+    }
 }

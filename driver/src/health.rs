@@ -33,6 +33,19 @@ impl Health {
         self.started.store(true, Ordering::Release);
     }
 
+    /// Whether the start is over.
+    pub fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// What is wrong after the start, if the driver is not ready.
+    pub fn trouble(&self) -> String {
+        format!(
+            "the folder {} is not there",
+            self.data_dir.join("volumes").display()
+        )
+    }
+
     /// Whether calls are answered and the data folder is there.
     pub fn is_ready(&self) -> bool {
         self.started.load(Ordering::Acquire) && self.data_dir.join("volumes").is_dir()

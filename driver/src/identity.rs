@@ -4,22 +4,21 @@ use holdfast_proto::csi::identity_server::Identity;
 use holdfast_proto::csi::plugin_capability as cap;
 use tonic::{Request, Response, Status};
 
+use crate::error::Error;
 use crate::health::Health;
 
 /// The Identity service.
 #[derive(Clone, Debug)]
 pub struct IdentityService {
     name: String,
-    has_controller: bool,
     health: Health,
 }
 
 impl IdentityService {
     /// A service that calls itself `name`.
-    pub fn new(name: &str, has_controller: bool, health: Health) -> Self {
+    pub fn new(name: &str, health: Health) -> Self {
         Self {
             name: name.to_owned(),
-            has_controller,
             health,
         }
     }
@@ -42,27 +41,34 @@ impl Identity for IdentityService {
         &self,
         _: Request<pb::GetPluginCapabilitiesRequest>,
     ) -> Result<Response<pb::GetPluginCapabilitiesResponse>, Status> {
-        let mut capabilities = Vec::new();
-        let service = cap::Service {
-            r#type: cap::service::Type::ControllerService.into(),
+        use cap::service::Type::{ControllerService, VolumeAccessibilityConstraints};
+        // The same from every process, whatever it serves: the specification wants it of all instances of a version.
+        let service = |offered: cap::service::Type| {
+            cap::Type::Service(cap::Service {
+                r#type: offered.into(),
+            })
         };
-        let expansion = cap::VolumeExpansion {
+        let expansion = cap::Type::VolumeExpansion(cap::VolumeExpansion {
             r#type: cap::volume_expansion::Type::Online.into(),
-        };
-        if self.has_controller {
-            capabilities.push(pb::PluginCapability {
-                r#type: Some(cap::Type::Service(service)),
-            });
-        }
-        capabilities.push(pb::PluginCapability {
-            r#type: Some(cap::Type::VolumeExpansion(expansion)),
         });
+        let all = [
+            service(ControllerService),
+            service(VolumeAccessibilityConstraints),
+            expansion,
+        ];
+        let capabilities = all
+            .into_iter()
+            .map(|one| pb::PluginCapability { r#type: Some(one) })
+            .collect();
         Ok(Response::new(pb::GetPluginCapabilitiesResponse { capabilities }))
     }
 
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
-        Ok(Response::new(pb::ProbeResponse {
-            ready: Some(self.health.is_ready()),
-        }))
+        let ready = self.health.is_ready();
+        if !ready && self.health.is_started() {
+            let what = self.health.trouble();
+            return Err(Error::Unhealthy { what }.into());
+        }
+        Ok(Response::new(pb::ProbeResponse { ready: Some(ready) }))
     }
 }

@@ -10,7 +10,10 @@ use holdfast_proto::registration::registration_server::RegistrationServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tonic::codegen::http;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use crate::config::Config;
 use crate::controller::ControllerService;
@@ -19,6 +22,7 @@ use crate::identity::IdentityService;
 use crate::kernel::Linux;
 use crate::node::NodeService;
 use crate::registration::{self, RegistrationService};
+use crate::volume::nodes::Node;
 use crate::volume::store::Store;
 use crate::{kernel, recover, socket};
 
@@ -76,8 +80,12 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         tokio::spawn(health::serve(listener, state.clone()));
     }
     if config.role.has_node() {
+        let known = Node {
+            limit: config.max_volumes_per_node,
+            segments: config.segments.clone(),
+        };
         store
-            .add_node(&config.node_id, config.max_volumes_per_node)
+            .add_node(&config.node_id, &known)
             .map_err(io_error("making the node known"))?;
     }
     let listener =
@@ -89,12 +97,12 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             .register_encoded_file_descriptor_set(holdfast_proto::DESCRIPTORS)
     };
     let mut router = Server::builder()
+        .layer(MapResponseLayer::new(explained))
         .add_service(health_service)
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
         .add_service(IdentityServer::new(IdentityService::new(
             &config.driver_name,
-            config.role.has_controller(),
             state.clone(),
         )));
     if config.role.has_controller() {
@@ -109,6 +117,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             Arc::new(Linux),
             &config.node_id,
             config.max_volumes_per_node,
+            config.segments.clone(),
         );
         node.watch().map_err(io_error("looking after requests"))?;
         router = router.add_service(NodeServer::new(node));
@@ -167,6 +176,21 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let _ = tokio::time::timeout(STOP_LIMIT, served).await;
     tracing::info!("stopped");
     reason.map_or(Ok(()), |error| Err(ServeError::Refused(error)))
+}
+
+/// tonic answers a method that nobody serves without a message, the specification wants one with every error.
+fn explained<B>(mut response: http::Response<B>) -> http::Response<B> {
+    let headers = response.headers_mut();
+    let is_unimplemented = headers.get(Status::GRPC_STATUS).is_some_and(|code| code == "12");
+    if is_unimplemented
+        && headers
+            .get(Status::GRPC_MESSAGE)
+            .is_none_or(http::HeaderValue::is_empty)
+    {
+        let message = "this%20driver%20does%20not%20serve%20this%20method%3B%20see%20its%20capabilities";
+        headers.insert(Status::GRPC_MESSAGE, http::HeaderValue::from_static(message));
+    }
+    response
 }
 
 async fn ended(mut stopped: watch::Receiver<bool>) {

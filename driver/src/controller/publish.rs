@@ -3,6 +3,7 @@ use std::collections::HashMap;
 
 use holdfast_proto::csi as pb;
 
+use crate::config::shown;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
@@ -10,6 +11,7 @@ use crate::request;
 use crate::volume::capability::{self, Capability};
 use crate::volume::record::{Attachment, EPOCH, Record, State};
 use crate::volume::store::Store;
+use crate::volume::topology;
 
 /// A checked request.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ impl TryFrom<pb::ControllerPublishVolumeRequest> for Wanted {
         let id = request::volume_id(&request.volume_id)?;
         request::node_id(&request.node_id)?;
         let capability = capability::one(request.volume_capability)?;
+        request::map("volume_context", &request.volume_context)?;
+        request::map("secrets", &request.secrets)?;
         let id = id.ok_or(Error::VolumeNotFound {
             id: request.volume_id,
         })?;
@@ -43,16 +47,27 @@ impl TryFrom<pb::ControllerPublishVolumeRequest> for Wanted {
 pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPublishVolumeResponse, Error> {
     let _lock = file_lock::lock(&store.lock(wanted.id.as_str()), wanted.id.as_str())?;
     let record = ready(store, &wanted.id)?;
-    let limit = store
-        .node_limit(&wanted.node)?
-        .ok_or_else(|| Error::NodeNotFound {
-            node: wanted.node.clone(),
-        })?;
+    let node = store.node(&wanted.node)?.ok_or_else(|| Error::NodeNotFound {
+        node: wanted.node.clone(),
+    })?;
     if !record.offers(&wanted.capability) {
-        let reason = String::from("was not asked for with this access type or filesystem");
+        let reason =
+            String::from("is not how this volume was asked for; give its own access type and filesystem");
         return Err(Error::Invalid {
             field: "volume_capability",
-            value: format!("{:?}", wanted.capability),
+            value: wanted.capability.to_string(),
+            reason,
+        });
+    }
+    if !topology::covers(&node.segments, &record.segments) {
+        let reason = format!(
+            "is accessible from {}, node {} is at {}; use a node that is there",
+            shown(&record.segments),
+            wanted.node,
+            shown(&node.segments)
+        );
+        return Err(Error::Unfit {
+            id: record.id.to_string(),
             reason,
         });
     }
@@ -61,7 +76,7 @@ pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPub
             id: record.id.to_string(),
             node: now.node.clone(),
         }),
-        Some(now) if now.read_only != wanted.read_only || now.capability != wanted.capability => {
+        Some(now) if now.asked_read_only() != wanted.read_only || now.capability != wanted.capability => {
             Err(Error::Differs {
                 what: format!("attachment of {} to {}", record.id, wanted.node),
                 difference: String::from("readonly or volume_capability"),
@@ -73,7 +88,8 @@ pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPub
             let attachment = Attachment {
                 node: wanted.node.clone(),
                 epoch,
-                read_only: wanted.read_only,
+                read_only: wanted.read_only || record.attributes.read_only,
+                asked_read_only: Some(wanted.read_only),
                 capability: wanted.capability,
             };
             let attached = Record {
@@ -82,7 +98,7 @@ pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPub
                 ..record
             };
             store.write_if(&attached, |all| {
-                room(&wanted.node, limit, all.attached(&wanted.node))
+                room(&wanted.node, node.limit, all.attached(&wanted.node))
             })?;
             Ok(context(epoch))
         }

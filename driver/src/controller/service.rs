@@ -1,4 +1,5 @@
 //! The tonic trait of the Controller service: it decides nothing.
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use holdfast_proto::csi as pb;
@@ -6,10 +7,11 @@ use holdfast_proto::csi::controller_server::Controller;
 use holdfast_proto::csi::controller_service_capability::rpc::Type;
 use tonic::{Request, Response, Status};
 
-use super::{create, delete, expand, list, publish, unpublish, validate};
+use super::{capacity, condition, create, delete, expand, get, list, modify, publish, unpublish, validate};
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::id::VolumeId;
+use crate::request;
 use crate::volume::store::Store;
 
 /// The Controller service.
@@ -21,7 +23,7 @@ pub struct ControllerService {
 }
 
 /// What is offered; everything else answers UNIMPLEMENTED.
-const OFFERED: [Type; 8] = [
+const OFFERED: [Type; 13] = [
     Type::CreateDeleteVolume,
     Type::PublishUnpublishVolume,
     Type::ListVolumes,
@@ -30,6 +32,11 @@ const OFFERED: [Type; 8] = [
     Type::PublishReadonly,
     Type::ExpandVolume,
     Type::SingleNodeMultiWriter,
+    Type::CloneVolume,
+    Type::GetVolume,
+    Type::ModifyVolume,
+    Type::GetVolumeHealth,
+    Type::ListVolumeHealth,
 ];
 
 impl ControllerService {
@@ -43,8 +50,16 @@ impl ControllerService {
     }
 }
 
-fn not_offered<T>(rpc: &'static str) -> Result<Response<T>, Status> {
+fn not_offered<M: Debug, T>(rpc: &'static str, request: Request<M>) -> Result<Response<T>, Status> {
+    received(rpc, request);
     Err(Error::NotOffered { rpc }.into())
+}
+
+/// The message of a call, logged: its `Debug` shows no secret (proto/src/redact.rs).
+fn received<M: Debug>(rpc: &'static str, request: Request<M>) -> M {
+    let message = request.into_inner();
+    tracing::debug!(rpc, request = ?message, "received");
+    message
 }
 
 #[tonic::async_trait]
@@ -53,7 +68,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::CreateVolumeRequest>,
     ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("CreateVolume", request);
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
         let id = VolumeId::of_name(&request.name);
         self.guard
@@ -68,10 +83,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::DeleteVolumeRequest>,
     ) -> Result<Response<pb::DeleteVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("DeleteVolume", request);
         let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
         self.guard
             .run("DeleteVolume", &id, request, move |request| {
+                request::map("secrets", &request.secrets)?;
                 delete::delete(&store, &request.volume_id)
             })
             .await
@@ -82,7 +98,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ControllerPublishVolumeRequest>,
     ) -> Result<Response<pb::ControllerPublishVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("ControllerPublishVolume", request);
         let store = Arc::clone(&self.store);
         let id = request.volume_id.clone();
         self.guard
@@ -97,10 +113,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<pb::ControllerUnpublishVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("ControllerUnpublishVolume", request);
         let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
         self.guard
             .run("ControllerUnpublishVolume", &id, request, move |request| {
+                request::map("secrets", &request.secrets)?;
                 unpublish::unpublish(&store, &request.volume_id, &request.node_id)
             })
             .await
@@ -111,7 +128,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<pb::ValidateVolumeCapabilitiesResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("ValidateVolumeCapabilities", request);
         let store = Arc::clone(&self.store);
         let id = request.volume_id.clone();
         self.guard
@@ -126,7 +143,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ListVolumesRequest>,
     ) -> Result<Response<pb::ListVolumesResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("ListVolumes", request);
         let store = Arc::clone(&self.store);
         self.guard
             .look("ListVolumes", "", move || list::list(&store, &request))
@@ -138,11 +155,11 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::GetCapacityRequest>,
     ) -> Result<Response<pb::GetCapacityResponse>, Status> {
-        let request = request.into_inner();
-        let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
+        let request = received("GetCapacity", request);
+        let (store, bytes) = (Arc::clone(&self.store), self.capacity_bytes);
         self.guard
             .look("GetCapacity", "", move || {
-                list::capacity(&store, capacity, request)
+                capacity::capacity(&store, bytes, request)
             })
             .await
             .map(Response::new)
@@ -168,7 +185,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ControllerExpandVolumeRequest>,
     ) -> Result<Response<pb::ControllerExpandVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("ControllerExpandVolume", request);
         let (store, capacity) = (Arc::clone(&self.store), self.capacity_bytes);
         let id = request.volume_id.clone();
         self.guard
@@ -181,57 +198,86 @@ impl Controller for ControllerService {
 
     async fn controller_list_volume_health(
         &self,
-        _: Request<pb::ControllerListVolumeHealthRequest>,
+        request: Request<pb::ControllerListVolumeHealthRequest>,
     ) -> Result<Response<pb::ControllerListVolumeHealthResponse>, Status> {
-        not_offered("ControllerListVolumeHealth")
+        let request = received("ControllerListVolumeHealth", request);
+        let store = Arc::clone(&self.store);
+        let work = move || condition::list(&store, &request);
+        self.guard
+            .look("ControllerListVolumeHealth", "", work)
+            .await
+            .map(Response::new)
     }
 
     async fn controller_get_volume_health(
         &self,
-        _: Request<pb::ControllerGetVolumeHealthRequest>,
+        request: Request<pb::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<pb::ControllerGetVolumeHealthResponse>, Status> {
-        not_offered("ControllerGetVolumeHealth")
+        let request = received("ControllerGetVolumeHealth", request);
+        let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
+        let work = move || {
+            request::map("secrets", &request.secrets)?;
+            condition::get(&store, &request.volume_id)
+        };
+        self.guard
+            .look("ControllerGetVolumeHealth", &id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn create_snapshot(
         &self,
-        _: Request<pb::CreateSnapshotRequest>,
+        request: Request<pb::CreateSnapshotRequest>,
     ) -> Result<Response<pb::CreateSnapshotResponse>, Status> {
-        not_offered("CreateSnapshot")
+        not_offered("CreateSnapshot", request)
     }
 
     async fn delete_snapshot(
         &self,
-        _: Request<pb::DeleteSnapshotRequest>,
+        request: Request<pb::DeleteSnapshotRequest>,
     ) -> Result<Response<pb::DeleteSnapshotResponse>, Status> {
-        not_offered("DeleteSnapshot")
+        not_offered("DeleteSnapshot", request)
     }
 
     async fn list_snapshots(
         &self,
-        _: Request<pb::ListSnapshotsRequest>,
+        request: Request<pb::ListSnapshotsRequest>,
     ) -> Result<Response<pb::ListSnapshotsResponse>, Status> {
-        not_offered("ListSnapshots")
+        not_offered("ListSnapshots", request)
     }
 
     async fn get_snapshot(
         &self,
-        _: Request<pb::GetSnapshotRequest>,
+        request: Request<pb::GetSnapshotRequest>,
     ) -> Result<Response<pb::GetSnapshotResponse>, Status> {
-        not_offered("GetSnapshot")
+        not_offered("GetSnapshot", request)
     }
 
     async fn controller_get_volume(
         &self,
-        _: Request<pb::ControllerGetVolumeRequest>,
+        request: Request<pb::ControllerGetVolumeRequest>,
     ) -> Result<Response<pb::ControllerGetVolumeResponse>, Status> {
-        not_offered("ControllerGetVolume")
+        let request = received("ControllerGetVolume", request);
+        let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
+        self.guard
+            .look("ControllerGetVolume", &id, move || {
+                get::get(&store, &request.volume_id)
+            })
+            .await
+            .map(Response::new)
     }
 
     async fn controller_modify_volume(
         &self,
-        _: Request<pb::ControllerModifyVolumeRequest>,
+        request: Request<pb::ControllerModifyVolumeRequest>,
     ) -> Result<Response<pb::ControllerModifyVolumeResponse>, Status> {
-        not_offered("ControllerModifyVolume")
+        let request = received("ControllerModifyVolume", request);
+        let (store, id) = (Arc::clone(&self.store), request.volume_id.clone());
+        self.guard
+            .run("ControllerModifyVolume", &id, request, move |request| {
+                modify::modify(&store, request)
+            })
+            .await
+            .map(Response::new)
     }
 }

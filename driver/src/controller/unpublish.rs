@@ -25,7 +25,11 @@ pub(super) fn unpublish(
     node: &str,
 ) -> Result<pb::ControllerUnpublishVolumeResponse, Error> {
     let gone = pb::ControllerUnpublishVolumeResponse {};
-    let Some(id) = request::volume_id(id)? else {
+    let given = request::volume_id(id)?;
+    if !node.is_empty() {
+        request::node_id(node)?;
+    }
+    let Some(id) = given else {
         return Ok(gone);
     };
     if store.read(&id)?.is_none() {

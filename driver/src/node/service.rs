@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::revoke::Errands;
 use super::site::Site;
 use super::{expand, health, publish, stage, stats, unpublish, unstage};
+use crate::config::Segments;
 use crate::guard::Guard;
 use crate::kernel::Kernel;
 use crate::volume::store::Store;
@@ -19,6 +20,7 @@ pub struct NodeService {
     site: Site,
     guard: Guard,
     limit: u32,
+    segments: Segments,
 }
 
 const OFFERED: [Type; 6] = [
@@ -32,7 +34,13 @@ const OFFERED: [Type; 6] = [
 
 impl NodeService {
     /// A service for `node`, which takes `limit` volumes; 0 means no limit.
-    pub fn new(store: Arc<Store>, kernel: Arc<dyn Kernel>, node: &str, limit: u32) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        kernel: Arc<dyn Kernel>,
+        node: &str,
+        limit: u32,
+        segments: Segments,
+    ) -> Self {
         Self {
             site: Site {
                 store,
@@ -41,6 +49,7 @@ impl NodeService {
             },
             guard: Guard::default(),
             limit,
+            segments,
         }
     }
 
@@ -162,7 +171,9 @@ impl Node for NodeService {
         Ok(Response::new(pb::NodeGetInfoResponse {
             node_id: self.site.node.clone(),
             max_volumes_per_node: self.limit.into(),
-            accessible_topology: None,
+            accessible_topology: Some(pb::Topology {
+                segments: self.segments.clone().into_iter().collect(),
+            }),
         }))
     }
 

@@ -81,6 +81,7 @@ pub(super) struct Job<'a> {
     /// As mountinfo shows it.
     staging: PathBuf,
     pub(super) read_only: bool,
+    no_atime: bool,
     capability: &'a Capability,
     context: &'a str,
     epoch: u64,
@@ -99,6 +100,7 @@ pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeR
         id: &wanted.id,
         staging: folder.path().to_owned(),
         read_only,
+        no_atime: record.attributes.no_atime,
         capability: &wanted.capability,
         context: &wanted.epoch,
         epoch,
@@ -268,7 +270,7 @@ impl Job<'_> {
             return Ok(false);
         }
         // Targets have the filesystem, so it is whole; only the staging was undone.
-        let (flags, data) = filesystem::mount_options(fs, &self.capability.mount_flags, self.read_only);
+        let (flags, data) = filesystem::mount_options(fs, &self.flags(), self.read_only);
         kernel
             .mount(
                 &crate::kernel::loop_device::path(own.status.number),
@@ -365,9 +367,16 @@ impl Job<'_> {
         result.map_err(|error| self.undone(error))
     }
 
+    /// What was asked for, and what the volume's attributes want.
+    fn flags(&self) -> Vec<String> {
+        let mut flags = self.capability.mount_flags.clone();
+        flags.extend(self.no_atime.then(|| String::from("noatime")));
+        flags
+    }
+
     fn put(&self, fs: Fs, device: &OpenLoop, fresh: bool) -> Result<(), Error> {
         let kernel = self.site.kernel.as_ref();
-        let (flags, data) = filesystem::mount_options(fs, &self.capability.mount_flags, self.read_only);
+        let (flags, data) = filesystem::mount_options(fs, &self.flags(), self.read_only);
         kernel
             .mount(&device.path(), &self.staging, fs.name(), flags, &data)
             .map_err(half("mounting"))?;

@@ -82,6 +82,8 @@ impl World {
             fingerprint: Fingerprint {
                 capabilities: vec![kind.clone()],
                 parameters: std::collections::BTreeMap::new(),
+                mutable_parameters: Default::default(),
+                source: None,
             },
             format: Format::Blank,
             epoch: 1,
@@ -90,8 +92,11 @@ impl World {
                 epoch: 1,
                 read_only: false,
                 capability: kind,
+                asked_read_only: None,
             }),
             revoked: Vec::new(),
+            attributes: Default::default(),
+            segments: Default::default(),
         };
         store.write(&record).unwrap();
         let image = std::fs::File::create(store.image(&id)).unwrap();

@@ -122,6 +122,7 @@ mod tests {
             fs: Some(Fs::Ext4),
             mount_flags: vec![String::from("noatime")],
             mode: Mode::Writer,
+            mount_group: None,
         };
         let of = |c: &Capability| arguments(c, false);
         assert_eq!(of(&first), of(&first.clone()));

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::attributes::Attributes;
 use super::capability::{Access, Capability, Fs};
+use crate::config::Segments;
 use crate::id::VolumeId;
 
 /// Key of publish_context: which attachment of the volume this is.
@@ -41,8 +43,11 @@ pub struct Attachment {
     pub node: String,
     /// Which attachment of the volume this is, counted over its life: an older one is over.
     pub epoch: u64,
-    /// Whether the node may only read.
+    /// Whether the node may only read: because it was asked for so, or because the volume's attributes say so.
     pub read_only: bool,
+    /// What was asked for, where the volume's attributes made more of it.
+    #[serde(default)]
+    pub asked_read_only: Option<bool>,
     /// How it is used there.
     pub capability: Capability,
 }
@@ -54,6 +59,20 @@ pub struct Fingerprint {
     pub capabilities: Vec<Capability>,
     /// As given.
     pub parameters: BTreeMap<String, String>,
+    /// As given; what they are now is in the record's attributes.
+    #[serde(default)]
+    pub mutable_parameters: BTreeMap<String, String>,
+    /// What the volume's content was copied from.
+    #[serde(default)]
+    pub source: Option<Source>,
+}
+
+/// What a volume's first content is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// That of another volume, as it was when this one was made.
+    Volume(VolumeId),
 }
 
 /// A volume.
@@ -83,6 +102,19 @@ pub struct Record {
     /// Attachments that were given up by force: their devices may still stand, but can no longer write.
     #[serde(default)]
     pub revoked: Vec<u64>,
+    /// What can be changed during its life.
+    #[serde(default)]
+    pub attributes: Attributes,
+    /// Where it is accessible from; everywhere, if empty.
+    #[serde(default)]
+    pub segments: Segments,
+}
+
+impl Attachment {
+    /// What ControllerPublishVolume was asked for.
+    pub fn asked_read_only(&self) -> bool {
+        self.asked_read_only.unwrap_or(self.read_only)
+    }
 }
 
 impl Record {
@@ -99,7 +131,13 @@ impl Record {
         if self.fingerprint.capabilities != fingerprint.capabilities {
             return Some("volume_capabilities");
         }
-        (self.fingerprint.parameters != fingerprint.parameters).then_some("parameters")
+        if self.fingerprint.parameters != fingerprint.parameters {
+            return Some("parameters");
+        }
+        if self.fingerprint.mutable_parameters != fingerprint.mutable_parameters {
+            return Some("mutable_parameters");
+        }
+        (self.fingerprint.source != fingerprint.source).then_some("volume_content_source")
     }
 
     /// The attachment to `node`.

@@ -12,7 +12,6 @@ use super::errand;
 use super::image;
 use super::index::Index;
 use super::record::Record;
-use crate::config::is_node_id;
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::wait;
@@ -269,29 +268,6 @@ impl Store {
         tracing::error!(file = name, to = %to.display(), "set aside in quarantine");
         sync_folder(&aside)?;
         sync_folder(&self.volumes())
-    }
-
-    /// Makes the node known, with the number of volumes that it takes; 0 means no limit.
-    ///
-    /// # Errors
-    /// The failed call.
-    pub fn add_node(&self, node: &str, limit: u32) -> io::Result<()> {
-        replace(&self.root.join("nodes").join(node), limit.to_string().as_bytes())
-    }
-
-    /// The limit of a node, if it is known.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn node_limit(&self, node: &str) -> Result<Option<u32>, Error> {
-        if !is_node_id(node) {
-            return Ok(None);
-        }
-        match fs::read_to_string(self.root.join("nodes").join(node)) {
-            Ok(text) => Ok(Some(text.trim().parse().unwrap_or(0))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::storage("reading the node's limit")(error)),
-        }
     }
 }
 

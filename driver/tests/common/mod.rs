@@ -1,4 +1,6 @@
 //! A driver process in a folder of its own, and the calls of kubelet and the sidecars on it.
+pub mod raw;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,6 +26,19 @@ pub struct Driver {
 impl Driver {
     pub fn start() -> Self {
         Self::in_folder(tempfile::tempdir().unwrap(), "all", "csi.sock")
+    }
+
+    /// With more arguments.
+    pub fn with(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("csi.sock");
+        let process = spawn_with(folder.path(), "all", "n1", &socket, more);
+        Self {
+            folder,
+            process,
+            role: "all",
+            socket,
+        }
     }
 
     pub fn in_folder(folder: tempfile::TempDir, role: &'static str, socket: &str) -> Self {
@@ -78,6 +93,10 @@ pub fn spawn(folder: &Path, role: &str, socket: &Path) -> Child {
 }
 
 pub fn spawn_node(folder: &Path, role: &str, node: &str, socket: &Path) -> Child {
+    spawn_with(folder, role, node, socket, &[])
+}
+
+pub fn spawn_with(folder: &Path, role: &str, node: &str, socket: &Path, more: &[&str]) -> Child {
     let process = Command::new(env!("CARGO_BIN_EXE_holdfast-driver"))
         .args([
             role,
@@ -92,6 +111,7 @@ pub fn spawn_node(folder: &Path, role: &str, node: &str, socket: &Path) -> Child
         .arg(format!("unix://{}", socket.display()))
         .arg("--data-dir")
         .arg(folder.join("data"))
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(
