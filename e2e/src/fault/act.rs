@@ -49,6 +49,14 @@ impl FaultError {
     }
 }
 
+/// A held process at which a call waits.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    at: Container,
+    /// What was seen, for the history.
+    pub seen: String,
+}
+
 /// Processes that stand still until this is let go, which dropping it does, too.
 #[derive(Debug)]
 pub struct Held {
@@ -65,11 +73,11 @@ impl Drop for Held {
 }
 
 impl Held {
-    /// Waits until a call waits at a held process, and says how much does.
+    /// Waits until a call waits at a held process, and says at which.
     ///
     /// # Errors
     /// [`FaultError::Wait`] where none comes: the operation was over already, or never began.
-    pub async fn sees_a_call(&self) -> Result<String, FaultError> {
+    pub async fn sees_a_call(&self) -> Result<Waiting, FaultError> {
         let look = || async {
             for held in &self.containers {
                 if !process::is_stopped(&held.id) {
@@ -78,7 +86,13 @@ impl Held {
                 match process::waiting_calls(&held.id, SOCKET).await {
                     Ok(0) => {}
                     Ok(waiting) => {
-                        return Look::Holds(format!("{waiting} waiting at the driver of {}", held.pod));
+                        return Look::Holds(Waiting {
+                            at: held.clone(),
+                            seen: format!(
+                                "{waiting} bytes or connections wait at the driver of {}",
+                                held.pod
+                            ),
+                        });
                     }
                     Err(error) => return Look::NotYet(error.to_string()),
                 }
@@ -112,7 +126,7 @@ pub async fn hold(site: &Site, what: Hold, node: &str) -> Result<Held, FaultErro
     Ok(held)
 }
 
-/// Hits `victim` while `held` holds the operation, and proves that it took effect; gives what was seen.
+/// Hits `victim` while `held` holds the operation that waits at `waiting`, and proves that it took effect; gives what was seen.
 ///
 /// # Errors
 /// Those of [`FaultError`].
@@ -122,12 +136,13 @@ pub async fn strike(
     phase: Phase,
     node: &str,
     held: Held,
+    waiting: &Waiting,
 ) -> Result<String, FaultError> {
     match victim {
-        Victim::Controller => kill(site, site.containers(CONTROLLER, None, DRIVER).await?, held).await,
-        Victim::NodePlugin => kill(site, site.containers(NODE, Some(node), DRIVER).await?, held).await,
-        Victim::Provisioner => kill(site, vec![leading(site, "csi-provisioner").await?], held).await,
-        Victim::Attacher => kill(site, vec![leading(site, "csi-attacher").await?], held).await,
+        // Only the one that was called: the other replica lives on, as it would.
+        Victim::Controller | Victim::NodePlugin => kill(site, &waiting.at, held).await,
+        Victim::Provisioner => kill(site, &leading(site, "csi-provisioner").await?, held).await,
+        Victim::Attacher => kill(site, &leading(site, "csi-attacher").await?, held).await,
         Victim::LeaderPod => lose_leader(site, phase, held).await,
         Victim::Kubelet => stop_kubelet(site, node, held).await,
     }
@@ -138,23 +153,17 @@ async fn leading(site: &Site, sidecar: &'static str) -> Result<Container, FaultE
     site.container_of(&pod, sidecar).await
 }
 
-/// SIGKILL of every process of the containers; the effect is another container in each one's place.
-async fn kill(site: &Site, victims: Vec<Container>, held: Held) -> Result<String, FaultError> {
-    for victim in &victims {
-        if process::signal(&victim.id, Signal::SIGKILL)? == 0 {
-            return Err(FaultError::NoTarget {
-                what: format!("process in {} of {}", victim.name, victim.pod),
-            });
-        }
+/// SIGKILL of every process of the container; the effect is another container in its place.
+async fn kill(site: &Site, victim: &Container, held: Held) -> Result<String, FaultError> {
+    if process::signal(&victim.id, Signal::SIGKILL)? == 0 {
+        return Err(FaultError::NoTarget {
+            what: format!("process in {} of {}", victim.name, victim.pod),
+        });
     }
     drop(held);
-    let mut seen = Vec::new();
-    for victim in &victims {
-        let what = format!("{} of {} is another container", victim.name, victim.pod);
-        let look = |pod: &Pod| replaced(pod, victim);
-        seen.push(wait::object(&site.pods(), &what, &victim.pod, Limit::FAULT, look).await?);
-    }
-    Ok(seen.join("; "))
+    let what = format!("{} of {} is another container", victim.name, victim.pod);
+    let look = |pod: &Pod| replaced(pod, victim);
+    Ok(wait::object(&site.pods(), &what, &victim.pod, Limit::FAULT, look).await?)
 }
 
 fn replaced(pod: &Pod, victim: &Container) -> Look<String> {

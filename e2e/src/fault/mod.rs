@@ -3,6 +3,6 @@ mod act;
 mod spec;
 mod target;
 
-pub use act::{FaultError, Held, hold, strike};
+pub use act::{FaultError, Held, Waiting, hold, strike};
 pub use spec::{Fault, Hold, Phase, Victim};
 pub use target::driver_ready;

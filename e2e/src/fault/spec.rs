@@ -33,7 +33,7 @@ pub enum Hold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Victim {
-    /// SIGKILL of the driver in every replica of the controller.
+    /// SIGKILL of the driver in the replica of the controller where the call waits.
     Controller,
     /// SIGKILL of the provisioner that leads.
     Provisioner,

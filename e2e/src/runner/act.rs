@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::Api;
 
 use super::execute::{ActError, Run};
+use super::phase::{self, Scene};
 use crate::clock::Limit;
 use crate::cluster::driver::Class;
 use crate::cluster::wait::{self, Look};
@@ -43,26 +44,25 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
 async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(), ActError> {
     let context = &run.context;
     let node = run.worker(0);
-    let held = arm(run, Phase::Provisioning, &node).await?;
+    let pod_name = format!("{name}-pod");
+    let scene = Scene {
+        claim: name,
+        pod: &pod_name,
+        node: &node,
+    };
+    let held = arm(run, &[Phase::Provisioning], &node).await?;
     let mut claim = create_claim(context, name, spec).await?;
     run.owns(&claim.uid);
-    strike(run, Phase::Provisioning, &node, held).await?;
+    strike(run, &[Phase::Provisioning], &scene, held).await?;
 
     let late = spec.class == Class::FirstConsumer;
     if !late {
         bound(run, &mut claim).await?;
     }
-    let held = arm_first(run, &[Phase::Attaching, Phase::Mounting], &node).await?;
-    let mut pod = create_pod(
-        context,
-        &format!("{name}-pod"),
-        &claim,
-        BLOCKS,
-        &Placement::On(node.clone()),
-    )
-    .await?;
+    let held = arm(run, &[Phase::Attaching, Phase::Mounting], &node).await?;
+    let mut pod = create_pod(context, &pod_name, &claim, BLOCKS, &Placement::On(node.clone())).await?;
     run.owns(&pod.uid);
-    strike_first(run, &[Phase::Attaching, Phase::Mounting], &node, held).await?;
+    strike(run, &[Phase::Attaching, Phase::Mounting], &scene, held).await?;
     if late {
         bound(run, &mut claim).await?;
     }
@@ -72,18 +72,18 @@ async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(
     let acknowledged = pod.acknowledged(context, BLOCKS).await?;
     pod.verify(context, acknowledged).await?;
 
-    let held = arm_first(run, &[Phase::Unmounting, Phase::Detaching], &node).await?;
+    let held = arm(run, &[Phase::Unmounting, Phase::Detaching], &node).await?;
     pod.delete(context).await?;
-    strike_first(run, &[Phase::Unmounting, Phase::Detaching], &node, held).await?;
+    strike(run, &[Phase::Unmounting, Phase::Detaching], &scene, held).await?;
     pod.gone(context).await?;
     pod.detached(context, &pv).await?;
     if alone {
         read_elsewhere(run, &claim, acknowledged).await?;
     }
 
-    let held = arm(run, Phase::Deleting, &node).await?;
+    let held = arm(run, &[Phase::Deleting], &node).await?;
     claim.delete(context).await?;
-    strike(run, Phase::Deleting, &node, held).await?;
+    strike(run, &[Phase::Deleting], &scene, held).await?;
     claim.gone(context).await?;
     Ok(claim.pv_gone(context).await?)
 }
@@ -242,8 +242,8 @@ async fn delete_while_provisioning(run: &Run, spec: &VolumeSpec) -> Result<(), A
     let held = fault::hold(&run.site, Hold::Controller, "").await?;
     let claim = create_claim(context, "data", spec).await?;
     run.owns(&claim.uid);
-    let seen = held.sees_a_call().await?;
-    fault_seen(run, "delete the claim while provisioning", "held", &seen);
+    let waiting = held.sees_a_call().await?;
+    fault_seen(run, "delete the claim while provisioning", "held", &waiting.seen);
     claim.delete(context).await?;
     drop(held);
     Ok(claim.gone(context).await?)
@@ -258,8 +258,8 @@ async fn delete_while_attaching(run: &Run, spec: &VolumeSpec) -> Result<(), ActE
     let held = fault::hold(&run.site, Hold::Controller, "").await?;
     let pod = create_pod(context, "pod", &claim, BLOCKS, &Placement::On(run.worker(0))).await?;
     run.owns(&pod.uid);
-    let seen = held.sees_a_call().await?;
-    fault_seen(run, "delete the pod while attaching", "held", &seen);
+    let waiting = held.sees_a_call().await?;
+    fault_seen(run, "delete the pod while attaching", "held", &waiting.seen);
     pod.delete(context).await?;
     drop(held);
     pod.gone(context).await?;
@@ -268,43 +268,34 @@ async fn delete_while_attaching(run: &Run, spec: &VolumeSpec) -> Result<(), ActE
     remove_claim(run, &claim).await
 }
 
-fn at(run: &Run, phase: Phase) -> Option<&Fault> {
-    run.scenario.faults.iter().find(|fault| fault.at == phase)
+/// The fault of the first of `phases` that has one.
+fn at<'a>(run: &'a Run, phases: &[Phase]) -> Option<&'a Fault> {
+    phases
+        .iter()
+        .find_map(|phase| run.scenario.faults.iter().find(|fault| fault.at == *phase))
 }
 
-/// Holds whom the fault of `phase` wants held, if there is one.
-async fn arm(run: &Run, phase: Phase, node: &str) -> Result<Option<Held>, ActError> {
-    match at(run, phase) {
+/// Holds whom the fault of these phases wants held, if there is one.
+async fn arm(run: &Run, phases: &[Phase], node: &str) -> Result<Option<Held>, ActError> {
+    match at(run, phases) {
         Some(fault) => Ok(Some(fault::hold(&run.site, fault.hold, node).await?)),
         None => Ok(None),
     }
 }
 
-async fn arm_first(run: &Run, phases: &[Phase], node: &str) -> Result<Option<Held>, ActError> {
-    match phases.iter().find(|phase| at(run, **phase).is_some()) {
-        Some(phase) => arm(run, *phase, node).await,
-        None => Ok(None),
-    }
-}
-
-/// Strikes once a call waits at whom is held.
-async fn strike(run: &Run, phase: Phase, node: &str, held: Option<Held>) -> Result<(), ActError> {
-    let (Some(fault), Some(held)) = (at(run, phase), held) else {
+/// Strikes once a call waits at whom is held, and the operation is proved to be under way.
+async fn strike(run: &Run, phases: &[Phase], scene: &Scene<'_>, held: Option<Held>) -> Result<(), ActError> {
+    let (Some(fault), Some(held)) = (at(run, phases), held) else {
         return Ok(());
     };
     let name = format!("{:?} at {:?}", fault.kill, fault.at).to_lowercase();
-    let seen = held.sees_a_call().await?;
-    fault_seen(run, &name, "held", &seen);
-    let seen = fault::strike(&run.site, fault.kill, phase, node, held).await?;
+    let waiting = held.sees_a_call().await?;
+    fault_seen(run, &name, "held", &waiting.seen);
+    let seen = phase::under_way(run, fault.at, scene).await?;
+    fault_seen(run, &name, "under way", &seen);
+    let seen = fault::strike(&run.site, fault.kill, fault.at, scene.node, held, &waiting).await?;
     fault_seen(run, &name, "took effect", &seen);
     Ok(())
-}
-
-async fn strike_first(run: &Run, phases: &[Phase], node: &str, held: Option<Held>) -> Result<(), ActError> {
-    match phases.iter().find(|phase| at(run, **phase).is_some()) {
-        Some(phase) => strike(run, *phase, node, held).await,
-        None => Ok(()),
-    }
 }
 
 fn fault_seen(run: &Run, fault: &str, step: &str, seen: &str) {

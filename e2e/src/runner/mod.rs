@@ -3,6 +3,7 @@ mod act;
 mod artefacts;
 mod execute;
 pub mod interrupt;
+mod phase;
 mod schedule;
 mod settle;
 
