@@ -246,11 +246,9 @@ impl Claim {
     /// The API server's.
     pub async fn delete(&self, context: &Context) -> Result<(), WorkloadError> {
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-        match claims.delete(&self.name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(source) => Err(context.api("delete a claim")(source)),
-        }
+        context
+            .delete(&claims, &self.name, &DeleteParams::default())
+            .await
     }
 
     /// Waits until the claim is gone.
@@ -259,10 +257,7 @@ impl Claim {
     /// If it is not in its bound.
     pub async fn gone(&self, context: &Context) -> Result<(), WorkloadError> {
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-        let what = format!("claim {} is gone", self.name);
-        context
-            .waited(&what, wait::gone(&claims, &what, &self.name, Limit::DELETE))
-            .await
+        context.gone(&claims, &self.name).await
     }
 
     /// Waits until the PV is gone.
@@ -274,10 +269,7 @@ impl Claim {
             return Ok(());
         };
         let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-        let what = format!("PV {pv} is gone");
-        context
-            .waited(&what, wait::gone(&volumes, &what, pv, Limit::DELETE))
-            .await
+        context.gone(&volumes, pv).await
     }
 
     /// Changes what happens to the volume when its claim goes.

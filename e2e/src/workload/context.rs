@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event as KubeEvent, Namespace};
 use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::clock::Limit;
@@ -104,17 +105,42 @@ impl Context {
     /// If it is not gone in its bound.
     pub async fn remove_namespace(&self) -> Result<(), WorkloadError> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        match namespaces.delete(&self.namespace, &DeleteParams::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            Err(source) => return Err(self.api("delete the namespace")(source)),
+        self.delete(&namespaces, &self.namespace, &DeleteParams::default())
+            .await?;
+        self.gone(&namespaces, &self.namespace).await
+    }
+
+    /// Asks for the deletion of `name`; one that is gone is no error.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        parameters: &DeleteParams,
+    ) -> Result<(), WorkloadError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        match api.delete(name, parameters).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(self.api(&format!("delete {} {name}", K::kind(&())))(source)),
         }
-        let what = format!("namespace {} is gone", self.namespace);
-        self.waited(
-            &what,
-            wait::gone(&namespaces, &what, &self.namespace, Limit::DELETE),
-        )
-        .await
+    }
+
+    /// Waits until there is no `name` any more.
+    ///
+    /// # Errors
+    /// If it is there after its bound.
+    pub async fn gone<K>(&self, api: &Api<K>, name: &str) -> Result<(), WorkloadError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let what = format!("{} {name} is gone", K::kind(&()));
+        self.waited(&what, wait::gone(api, &what, name, Limit::DELETE))
+            .await
     }
 
     /// Waits, records how long, and adds the namespace's events to a bound that ran out.

@@ -272,11 +272,7 @@ impl Consumer {
     /// The API server's.
     pub async fn delete(&self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
-        match pods.delete(&self.name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(source) => Err(context.api("delete a pod")(source)),
-        }
+        context.delete(&pods, &self.name, &DeleteParams::default()).await
     }
 
     /// Waits until it is gone.
@@ -285,10 +281,7 @@ impl Consumer {
     /// If it is not in its bound.
     pub async fn gone(&self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
-        let what = format!("pod {} is gone", self.name);
-        context
-            .waited(&what, wait::gone(&pods, &what, &self.name, Limit::DELETE))
-            .await
+        context.gone(&pods, &self.name).await
     }
 
     /// Waits until no attachment of `pv` is left.

@@ -131,13 +131,8 @@ impl Moving {
     pub async fn delete(&self, context: &Context) -> Result<(), WorkloadError> {
         let sets: Api<StatefulSet> = wait::api(&context.client, &context.namespace);
         let parameters = DeleteParams::foreground();
-        sets.delete(NAME, &parameters)
-            .await
-            .map_err(context.api("delete a StatefulSet"))?;
-        let what = format!("StatefulSet {NAME} is gone");
-        context
-            .waited(&what, wait::gone(&sets, &what, NAME, Limit::DELETE))
-            .await
+        context.delete(&sets, NAME, &parameters).await?;
+        context.gone(&sets, NAME).await
     }
 
     /// Blocks that each pod of it writes.
