@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use holdfast_e2e::cluster::driver_image;
+use holdfast_e2e::ledger::{Call, parse_calls};
 use holdfast_proto::csi;
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::api_proxy::ApiProxy;
@@ -337,6 +338,15 @@ fn is_bound(device: &str) -> bool {
         .exists()
 }
 
+/// The ledger reads in the log which call touched a volume last.
+async fn is_logged(container: &ContainerAsync<GenericImage>, rpc: &str) -> Result<(), Failed> {
+    let log = String::from_utf8(container.stderr_to_vec().await?)?;
+    let said = |call: &Call| call.rpc == rpc && call.code == "Ok" && !call.volume.is_empty();
+    check(parse_calls(&log).iter().any(said), || {
+        format!("no {rpc} that was answered OK in:\n{log}")
+    })
+}
+
 /// The image has all libraries that the program needs, and knows how it is started.
 async fn starts(image: String) -> Result<(), Failed> {
     let (name, tag) = image.rsplit_once(':').ok_or("the image has no tag")?;
@@ -416,6 +426,8 @@ async fn survives(image: String) -> Result<(), Failed> {
     let loops = [loops, array.loops()].concat();
     volume.unmount(&to_node).await?;
     volume.delete(&to_controller).await?;
+    is_logged(&controller, "DeleteVolume").await?;
+    is_logged(&node, "NodeUnstageVolume").await?;
     nothing_is_left(&array, &loops)
 }
 

@@ -213,6 +213,15 @@ fn file_cases() -> Vec<Trial> {
             |world| fs::write(world.data("volumes/3f9c.img.tmp"), "").unwrap(),
         ),
         (
+            "request_to_a_node",
+            Kind::Request,
+            &["requests/3f9c.json", "claim t-81/data-0"],
+            |world| {
+                fs::create_dir_all(world.data("requests")).unwrap();
+                fs::write(world.data("requests/3f9c.json"), "{}").unwrap();
+            },
+        ),
+        (
             "half_made_record",
             Kind::Stray,
             &["volumes/3f9c.json.tmp", "claim t-81/data-0"],

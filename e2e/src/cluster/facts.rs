@@ -187,7 +187,7 @@ fn file_id(metadata: &std::fs::Metadata) -> FileId {
 /// Files below the data folder; records with their text.
 fn backend(root: &Path) -> Result<Vec<(BackendFile, FileId)>, ClusterError> {
     let mut files = Vec::new();
-    for folder in ["volumes", "quarantine", "."] {
+    for folder in ["volumes", "requests", "quarantine", "."] {
         let path = root.join(folder);
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,

@@ -17,6 +17,7 @@ pub(super) fn entries(files: &[BackendFile], owners: &Owners) -> Vec<Entry> {
             Some(name) if name == format!("{id}.img") && there(id, "json") => (Kind::Image, id),
             Some(name) if name == format!("{id}.img") => (Kind::ImageAlone, id),
             Some(name) if name == format!("{id}.img.tmp") => (Kind::HalfImage, id),
+            None if file.path.starts_with("requests/") => (Kind::Request, id),
             Some(_) | None => (Kind::Stray, id),
         };
         Entry {
@@ -38,6 +39,9 @@ pub(super) fn volume_id(path: &str) -> &str {
 
 /// The name that CreateVolume was called with, where the file is a record that keeps it.
 pub(super) fn name_in(file: &BackendFile) -> Option<String> {
+    if file.path.starts_with("requests/") {
+        return None;
+    }
     let value: serde_json::Value = serde_json::from_str(&file.text).ok()?;
     find_name(&value)
 }
@@ -80,6 +84,7 @@ mod tests {
     #[case::half_made(&["volumes/bb.img.tmp", "volumes/bb.json"], Kind::HalfImage, "volume bb, name pvc-1")]
     #[case::half_record(&["volumes/bb.json.tmp", "volumes/bb.json"], Kind::Stray, "volume bb, name pvc-1")]
     #[case::set_aside(&["quarantine/bb.json"], Kind::Stray, "volume bb, name pvc-1")]
+    #[case::asked_of_a_node(&["requests/bb.answer.json", "volumes/bb.json"], Kind::Request, "volume bb, name pvc-1")]
     #[case::unknown(&["volumes/notes"], Kind::Stray, "volume notes")]
     fn each_file_has_its_kind_and_owner(#[case] paths: &[&str], #[case] kind: Kind, #[case] owner: &str) {
         let facts = facts(paths);

@@ -28,10 +28,38 @@ pub struct Call {
     pub code: String,
 }
 
+/// A line of the driver's log. Which call it is of stands in the span around it, or in the line itself.
+#[derive(Deserialize)]
+struct Line {
+    timestamp: Timestamp,
+    code: String,
+    #[serde(flatten)]
+    own: Subject,
+    #[serde(default)]
+    span: Subject,
+}
+
+#[derive(Default, Deserialize)]
+struct Subject {
+    call: Option<u64>,
+    rpc: Option<String>,
+    volume: Option<String>,
+}
+
 /// The calls in a log of the driver, one JSON object a line; every other line is left out.
 pub fn parse_calls(log: &str) -> Vec<Call> {
+    let call = |line: Line| {
+        Some(Call {
+            timestamp: line.timestamp,
+            call: line.span.call.or(line.own.call)?,
+            rpc: line.span.rpc.or(line.own.rpc)?,
+            volume: line.span.volume.or(line.own.volume)?,
+            code: line.code,
+        })
+    };
     log.lines()
         .filter_map(|line| serde_json::from_str(line).ok())
+        .filter_map(call)
         .collect()
 }
 
@@ -81,7 +109,7 @@ mod tests {
 {"timestamp":"2026-11-24T12:00:10.500000Z","level":"INFO","message":"done","call":40,"rpc":"NodePublishVolume","volume":"3f9c","code":"Ok","micros":9,"target":"t"}
 {"timestamp":"2026-11-24T12:00:18.204000Z","level":"WARN","message":"failed","call":41,"rpc":"NodeUnstageVolume","volume":"3f9c","code":"FailedPrecondition","micros":9,"error":"busy","target":"t"}
 {"timestamp":"2026-11-24T12:00:19.000000Z","level":"INFO","message":"done","call":42,"rpc":"NodeGetVolumeStats","volume":"3f9c","code":"Ok","micros":9,"target":"t"}
-{"timestamp":"2026-11-24T12:00:20.000000Z","level":"INFO","message":"done","call":43,"rpc":"DeleteVolume","volume":"aa","code":"Ok","micros":9,"target":"t"}
+{"timestamp":"2026-11-24T12:00:20.000000Z","level":"INFO","message":"done","code":"Ok","micros":9,"target":"t","span":{"call":43,"rpc":"DeleteVolume","volume":"aa","name":"call"}}
 {"timestamp":"2026-11-24T12:00:21.000000Z","level":"INFO","message":"serving","target":"t"}
 error: no JSON"#;
 

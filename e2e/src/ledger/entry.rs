@@ -17,6 +17,8 @@ pub enum Kind {
     Record,
     /// A record whose image is not there.
     RecordAlone,
+    /// What the controller asked of a node, or a node's answer.
+    Request,
     /// Another file of the backend: a temporary, something in quarantine.
     Stray,
     /// A loop device in use.
@@ -52,6 +54,7 @@ impl Kind {
             Self::HalfImage => "half-made image",
             Self::Record => "record",
             Self::RecordAlone => "record without image",
+            Self::Request => "request",
             Self::Stray => "stray file",
             Self::Loop => "loop",
             Self::LoopFlag => "loop flag",
@@ -73,6 +76,7 @@ impl Kind {
             Self::ImageAlone
             | Self::HalfImage
             | Self::RecordAlone
+            | Self::Request
             | Self::Stray
             | Self::LoopFlag
             | Self::PodDir => true,
