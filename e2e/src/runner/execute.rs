@@ -18,6 +18,7 @@ use crate::invariant;
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
 use crate::workload::{Claim, Context, Workload, WorkloadError, plant};
+use crate::yaml::nearest;
 
 /// Every namespace of a scenario begins so.
 pub(super) const NAMESPACE_PREFIX: &str = "hf-";
@@ -127,6 +128,23 @@ impl Run {
     }
 }
 
+/// What is wrong with a scenario's exceptions: one that names no invariant would except nothing, without a word.
+fn wrong_exception(scenario: &Scenario) -> Option<String> {
+    let unknown = |name: &str| !invariant::NAMES.contains(&name);
+    scenario.except.iter().find_map(|exception| {
+        let name = exception.invariant.as_str();
+        if unknown(name) {
+            let near = nearest(name, invariant::NAMES)
+                .map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
+            Some(format!("there is no invariant `{name}` to except{near}"))
+        } else if exception.why.trim().is_empty() {
+            Some(format!("the exception of {name} needs a reason"))
+        } else {
+            None
+        }
+    })
+}
+
 impl Runner {
     /// Runs one scenario as `name`; the outcome is in the history.
     pub async fn execute(&self, scenario: &Scenario, name: &str) {
@@ -149,6 +167,9 @@ impl Runner {
             self.recorder.record(Some(name), What::Phase { phase });
         };
         phase("prepare");
+        if let Some(why) = wrong_exception(scenario) {
+            return (Outcome::Broken, format!("prepare: {why}"));
+        }
         let run = Arc::new(self.prepare(scenario, name));
         let alone = scenario.is_exclusive();
         let before = match self.before(&run, alone).await {
@@ -325,5 +346,39 @@ impl Runner {
             .remove_namespace()
             .await
             .map_err(|e| format!("not cleaned: {e}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::cluster::workspace_root;
+    use crate::scenario::catalogue;
+
+    #[test]
+    fn every_exception_of_the_catalogue_names_an_invariant_and_a_reason() {
+        let all = catalogue(&workspace_root().join("e2e/scenarios")).unwrap();
+        let wrong: Vec<_> = all.iter().filter_map(wrong_exception).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert!(
+            all.iter().any(|s| !s.except.is_empty()),
+            "no scenario excepts anything"
+        );
+    }
+
+    #[rstest]
+    #[case::misspelt("no-laek", "because", Some("did you mean `no-leak`?"))]
+    #[case::no_reason("no-leak", " ", Some("needs a reason"))]
+    #[case::right("no-leak", "because", None)]
+    fn an_exception_is_checked(#[case] invariant: &str, #[case] why: &str, #[case] says: Option<&str>) {
+        let text = format!(
+            r#"{{"name": "x", "why": "y", "workload": {{"kind": "lifecycle"}},
+                "except": [{{"invariant": "{invariant}", "why": "{why}"}}]}}"#
+        );
+        let wrong = wrong_exception(&serde_json::from_str(&text).unwrap());
+        assert_eq!(wrong.is_some(), says.is_some());
+        assert!(says.is_none_or(|says| wrong.unwrap().contains(says)));
     }
 }
