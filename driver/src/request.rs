@@ -87,12 +87,20 @@ pub fn node_id(value: &str) -> Result<(), Error> {
     text("node_id", value, NODE_BYTES)
 }
 
+/// Every byte but zero can be in a path, also a tab or the end of a line.
+fn path_text(field: &'static str, value: &str) -> Result<(), Error> {
+    if value.contains('\0') {
+        return Err(invalid(field, value, "has a zero byte, which no path can have"));
+    }
+    text(field, &value.replace(char::is_control, " "), PATH_BYTES)
+}
+
 /// An absolute path without `..`.
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
 pub fn path(field: &'static str, value: &str) -> Result<PathBuf, Error> {
-    text(field, value, PATH_BYTES)?;
+    path_text(field, value)?;
     let path = PathBuf::from(value);
     // The root has no name; nothing of ours may ever touch it.
     let names_nothing = path.file_name().is_none();
@@ -114,7 +122,7 @@ pub fn path(field: &'static str, value: &str) -> Result<PathBuf, Error> {
 /// # Errors
 /// INVALID_ARGUMENT if it is missing.
 pub fn place(field: &'static str, value: &str) -> Result<PathBuf, Error> {
-    text(field, value, PATH_BYTES)?;
+    path_text(field, value)?;
     Ok(PathBuf::from(value))
 }
 

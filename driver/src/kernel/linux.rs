@@ -235,6 +235,25 @@ pub(super) fn ask_attribute(path: &Path) -> io::Result<()> {
     .map(drop)
 }
 
+/// Writes an extended attribute.
+pub(super) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: path and name are NUL-terminated, the value is as long as is said, and all outlive the call.
+    checked(
+        unsafe {
+            libc::setxattr(
+                path.as_ptr(),
+                name.as_ptr(),
+                value.as_ptr().cast(),
+                value.len(),
+                0,
+            )
+        }
+        .into(),
+    )
+    .map(drop)
+}
+
 /// Lets `command` die with this process: without it a tool would go on writing to the device after this was killed.
 pub(super) fn dies_with_us(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe, and nothing is allocated between fork and exec.

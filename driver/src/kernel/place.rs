@@ -1,7 +1,7 @@
 //! A path that the CO named, reached without following a link that somebody put there meanwhile.
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -51,8 +51,8 @@ fn resolve_as(path: &Path, kind: OFlag) -> io::Result<OwnedFd> {
 }
 
 /// A path by which other calls reach what `fd` is open on.
-pub fn through(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+pub fn through(fd: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 impl Place {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use holdfast_proto::csi as pb;
 
 use super::site::{Own, Site, place, real, unfit};
-use super::stage::{check_flags, epoch, is_read_only};
+use super::stage::{check_flags, epoch, give_to_group, is_read_only};
 use super::tag::{self, Tag, Use};
 use super::{mounted, unpublish};
 use crate::error::Error;
@@ -256,6 +256,14 @@ impl Job<'_> {
             Ok(Some(_)) => return Err(self.wrong_kind("a folder")),
             Err(error) => return Err(Error::storage("looking at the target")(error)),
         };
+        if !self.read_only {
+            give_to_group(&self.staging, self.capability).map_err(|error| {
+                match self.remove(made, Kind::Folder) {
+                    Ok(()) => error,
+                    Err(left) => left,
+                }
+            })?;
+        }
         let flags = filesystem::mount_bits(&self.capability.mount_flags, self.read_only);
         self.bind(&self.staging, flags, made, Kind::Folder)
     }

@@ -23,11 +23,12 @@ pub struct NodeService {
     segments: Segments,
 }
 
-const OFFERED: [Type; 6] = [
+const OFFERED: [Type; 7] = [
     Type::StageUnstageVolume,
     Type::GetVolumeStats,
     Type::ExpandVolume,
     Type::SingleNodeMultiWriter,
+    Type::VolumeMountGroup,
     Type::GetVolumeHealth,
     Type::GetStorageHealth,
 ];

@@ -142,5 +142,8 @@ pub(super) fn place(path: &Path) -> Result<Option<Place>, Error> {
 /// The path as mountinfo shows it: the folders above it without symbolic links (/var/lib/kubelet may be one); the last
 /// name is not followed.
 pub(super) fn real(path: &Path) -> Result<PathBuf, Error> {
+    if path.file_name().is_none() {
+        return Ok(place::tidy(path));
+    }
     Ok(place(path)?.map_or_else(|| place::tidy(path), |found| found.path().to_owned()))
 }

@@ -11,7 +11,7 @@ use super::{format, mounted, revoke};
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::place::{Kind, Place};
-use crate::kernel::{KernelError, LoopFlags, OpenLoop, filesystem, wait};
+use crate::kernel::{KernelError, LoopFlags, OpenLoop, filesystem, ownership, wait};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Fs, Mode};
 use crate::volume::record::{EPOCH, Record};
@@ -68,6 +68,15 @@ pub(super) fn check_flags(capability: &Capability) -> Result<(), Error> {
 /// Whether the node may only read the volume, however it is published.
 pub(super) fn is_read_only(site: &Site, capability: &Capability, record: &Record) -> bool {
     capability.mode == Mode::ReaderOnly || record.attached_to(&site.node).is_some_and(|a| a.read_only)
+}
+
+/// VOLUME_MOUNT_GROUP: what is in the filesystem, and what will be, may be written by the group.
+pub(super) fn give_to_group(path: &std::path::Path, capability: &Capability) -> Result<(), Error> {
+    match capability.mount_group {
+        None => Ok(()),
+        Some(group) => ownership::give_to_group(path, group)
+            .map_err(Error::storage(format!("giving the volume to group {group}"))),
+    }
 }
 
 fn half(step: &str) -> impl FnOnce(KernelError) -> Error {
@@ -382,6 +391,9 @@ impl Job<'_> {
             .map_err(half("mounting"))?;
         if fs == Fs::Xfs && !self.read_only && !fresh && format::is_smaller(kernel, device)? {
             filesystem::grow_xfs(kernel, &self.staging).map_err(half("growing XFS"))?;
+        }
+        if !self.read_only {
+            give_to_group(&self.staging, self.capability)?;
         }
         Ok(())
     }

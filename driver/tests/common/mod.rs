@@ -208,6 +208,23 @@ pub fn capability(fs: Option<&str>) -> pb::VolumeCapability {
     }
 }
 
+/// The same with another access mode, mount flags and group.
+pub fn capability_with(
+    fs: Option<&str>,
+    mode: pb::volume_capability::access_mode::Mode,
+    flags: &[&str],
+    group: &str,
+) -> pb::VolumeCapability {
+    use pb::volume_capability::{AccessMode, AccessType};
+    let mut wanted = capability(fs);
+    wanted.access_mode = Some(AccessMode { mode: mode.into() });
+    if let Some(AccessType::Mount(mount)) = &mut wanted.access_type {
+        mount.mount_flags = flags.iter().map(|f| (*f).to_owned()).collect();
+        mount.volume_mount_group = group.to_owned();
+    }
+    wanted
+}
+
 pub fn create(
     name: &str,
     fs: Option<&str>,
@@ -265,35 +282,51 @@ impl<'a> Volume<'a> {
         Ok(())
     }
 
-    pub async fn stage(&self) -> Result<(), tonic::Status> {
-        std::fs::create_dir_all(self.driver.path("stage")).unwrap();
-        let request = pb::NodeStageVolumeRequest {
+    pub async fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.driver.channel().await)
+    }
+
+    pub fn stage_request(&self) -> pb::NodeStageVolumeRequest {
+        pb::NodeStageVolumeRequest {
             volume_id: self.id.clone(),
             publish_context: self.context.clone(),
             staging_target_path: self.driver.path("stage"),
             volume_capability: Some(capability(self.fs)),
             ..Default::default()
-        };
-        NodeClient::new(self.driver.channel().await)
-            .node_stage_volume(request)
-            .await
-            .map(drop)
+        }
     }
 
-    pub async fn publish(&self, target: &str, readonly: bool) -> Result<(), tonic::Status> {
-        let request = pb::NodePublishVolumeRequest {
+    pub async fn stage(&self) -> Result<(), tonic::Status> {
+        std::fs::create_dir_all(self.driver.path("stage")).unwrap();
+        let request = self.stage_request();
+        self.node().await.node_stage_volume(request).await.map(drop)
+    }
+
+    pub fn publish_request(&self, target: &str) -> pb::NodePublishVolumeRequest {
+        pb::NodePublishVolumeRequest {
             volume_id: self.id.clone(),
             publish_context: self.context.clone(),
             staging_target_path: self.driver.path("stage"),
             target_path: self.driver.path(target),
             volume_capability: Some(capability(self.fs)),
-            readonly,
             ..Default::default()
+        }
+    }
+
+    pub async fn publish(&self, target: &str, readonly: bool) -> Result<(), tonic::Status> {
+        let request = pb::NodePublishVolumeRequest {
+            readonly,
+            ..self.publish_request(target)
         };
-        NodeClient::new(self.driver.channel().await)
-            .node_publish_volume(request)
-            .await
-            .map(drop)
+        self.node().await.node_publish_volume(request).await.map(drop)
+    }
+
+    /// Made, attached and staged.
+    pub async fn staged(driver: &'a Driver, fs: Option<&'a str>, bytes: i64) -> Self {
+        let mut volume = Self::made(driver, fs, bytes).await;
+        volume.attach().await.unwrap();
+        volume.stage().await.unwrap();
+        volume
     }
 
     pub async fn unpublish(&self, target: &str) -> Result<(), tonic::Status> {
