@@ -10,6 +10,10 @@ e2e *args:
 test *args:
     cargo test --workspace {{ args }}
 
+# The driver killed at every failpoint, before and after, and every step made to fail
+crash-sweep *args:
+    cargo test -p holdfast-driver --features failpoints --test crash -- {{ args }}
+
 # What this machine has, lacks, and how to fix it
 doctor *args:
     cargo e2e doctor {{ args }}

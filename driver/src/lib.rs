@@ -22,4 +22,5 @@ pub mod kernel;
 pub mod socket;
 
 pub mod config;
+pub mod failpoint;
 pub mod id;

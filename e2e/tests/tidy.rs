@@ -40,7 +40,7 @@ const DRIVER_ROWS: &[&[&str]] = &[
     &["volume", "guard", "request"],
     &["error"],
     &["kernel", "socket"],
-    &["config", "redact", "id"],
+    &["config", "redact", "id", "failpoint"],
 ];
 
 /// What reaches outside the process; no verdict may name it.

@@ -173,13 +173,15 @@ fn finish(store: &Store, record: Record, source: Option<Opened>) -> Result<Recor
     }
     let image = store.image(&record.id);
     let made = match (&record.fingerprint.source, source) {
-        (None, _) => image::create(&image, record.size_bytes),
-        (Some(_), Some(opened)) => copy::create(&opened.file, &image, record.size_bytes),
+        (None, _) => store.make_image(&record),
+        (Some(_), Some(opened)) => store
+            .settle(&record)
+            .and_then(|()| copy::create(&opened.file, &image, record.size_bytes)),
         // A crash cut the copy off: it begins again, with the source as it is now, unless that is gone.
         (Some(source), None) => match clone::open(store, source, &record.fingerprint.capabilities) {
-            Ok(opened) if opened.size_bytes <= record.size_bytes => {
-                copy::create(&opened.file, &image, record.size_bytes)
-            }
+            Ok(opened) if opened.size_bytes <= record.size_bytes => store
+                .settle(&record)
+                .and_then(|()| copy::create(&opened.file, &image, record.size_bytes)),
             Ok(_) => {
                 store.erase(&record.id)?;
                 return Err(Error::Busy {

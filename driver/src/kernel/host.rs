@@ -11,6 +11,7 @@ use super::{
     FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput, linux, loop_device,
     place,
 };
+use crate::failpoint;
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -106,12 +107,19 @@ impl Kernel for Linux {
     ) -> Result<(), KernelError> {
         let on = place::resolve(target).map_err(failed("openat2", target.display()))?;
         let flags = nix::mount::MsFlags::from_bits_truncate(flags.bits);
-        nix::mount::mount(Some(device), &place::through(&on), Some(fs), flags, Some(data))
-            .map_err(io::Error::from)
-            .map_err(failed(
-                "mount",
-                format_args!("{} on {} as {fs} ({data})", device.display(), target.display()),
-            ))
+        let mount = || {
+            Ok(nix::mount::mount(
+                Some(device),
+                &place::through(&on),
+                Some(fs),
+                flags,
+                Some(data),
+            )?)
+        };
+        failpoint::step("mounted", mount).map_err(failed(
+            "mount",
+            format_args!("{} on {} as {fs} ({data})", device.display(), target.display()),
+        ))
     }
 
     fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> Result<(), KernelError> {
@@ -124,7 +132,7 @@ impl Kernel for Linux {
         if set != 0 || clear != 0 {
             linux::mount_setattr(&tree, set, clear).map_err(failed("mount_setattr", from.display()))?;
         }
-        linux::move_mount(&tree, &target).map_err(failed(
+        failpoint::step("bound", || linux::move_mount(&tree, &target)).map_err(failed(
             "move_mount",
             format_args!("{} on {}", from.display(), to.display()),
         ))
@@ -137,12 +145,10 @@ impl Kernel for Linux {
             ));
         };
         let folder = place::resolve(folder).map_err(failed("openat2", target.display()))?;
-        nix::mount::umount2(
-            &place::through(&folder).join(name),
-            nix::mount::MntFlags::UMOUNT_NOFOLLOW,
-        )
-        .map_err(io::Error::from)
-        .map_err(failed("umount2", target.display()))
+        let path = place::through(&folder).join(name);
+        let flags = nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+        failpoint::step("unmounted", || Ok(nix::mount::umount2(&path, flags)?))
+            .map_err(failed("umount2", target.display()))
     }
 
     fn loops(&self, file_name: &str) -> Result<Vec<LoopStatus>, KernelError> {
@@ -219,7 +225,7 @@ impl Kernel for Linux {
                 .map_err(failed("LOOP_CTL_GET_FREE", "/dev/loop-control"))?;
             let subject = || loop_device::path(number).display().to_string();
             let device = open_device(number, !flags.read_only).map_err(failed("open", subject()))?;
-            match linux::loop_configure(&device, file, info) {
+            match failpoint::step("loop-attached", || linux::loop_configure(&device, file, info)) {
                 Ok(()) => return Ok(OpenLoop::new(number, device)),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(failed("LOOP_CONFIGURE", subject())(error)),
@@ -238,7 +244,7 @@ impl Kernel for Linux {
     }
 
     fn detach(&self, device: &OpenLoop) -> Result<(), KernelError> {
-        match linux::loop_clear(&device.file) {
+        match failpoint::step("loop-detached", || linux::loop_clear(&device.file)) {
             Err(error) if error.raw_os_error() != Some(libc::ENXIO) => {
                 Err(failed("LOOP_CLR_FD", device.path().display())(error))
             }
@@ -247,7 +253,8 @@ impl Kernel for Linux {
     }
 
     fn refresh_size(&self, device: &OpenLoop) -> Result<(), KernelError> {
-        linux::loop_refresh(&device.file).map_err(failed("LOOP_SET_CAPACITY", device.path().display()))
+        failpoint::step("loop-resized", || linux::loop_refresh(&device.file))
+            .map_err(failed("LOOP_SET_CAPACITY", device.path().display()))
     }
 
     fn size_bytes(&self, device: &OpenLoop) -> Result<u64, KernelError> {
@@ -331,10 +338,11 @@ impl Kernel for Linux {
             .env("LC_ALL", "C")
             .stdin(std::process::Stdio::null());
         linux::dies_with_us(&mut command);
-        let output = command.output().map_err(|source| KernelError::NoTool {
-            tool: tool.to_owned(),
-            source,
-        })?;
+        let output =
+            failpoint::step("tool-run", || command.output()).map_err(|source| KernelError::NoTool {
+                tool: tool.to_owned(),
+                source,
+            })?;
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         let text = text.trim();

@@ -9,6 +9,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::failpoint;
+
 /// A name in a folder that is held open: whatever becomes of the path above, it stays the same folder.
 #[derive(Debug)]
 pub struct Place {
@@ -116,11 +118,12 @@ impl Place {
     /// # Errors
     /// The failed call.
     pub fn make_folder(&self) -> io::Result<bool> {
-        match mkdirat(&self.folder, self.name(), Mode::from_bits_truncate(0o750)) {
+        let mode = Mode::from_bits_truncate(0o750);
+        failpoint::step("place-made", || match mkdirat(&self.folder, self.name(), mode) {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => Ok(false),
             Err(errno) => Err(errno.into()),
-        }
+        })
     }
 
     /// Makes an empty file there; whether it was made: one that is there already stays as it is.
@@ -129,11 +132,14 @@ impl Place {
     /// The failed call.
     pub fn make_file(&self) -> io::Result<bool> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(&self.folder, self.name(), flags, Mode::from_bits_truncate(0o660)) {
-            Ok(_made) => Ok(true),
-            Err(Errno::EEXIST) => Ok(false),
-            Err(errno) => Err(errno.into()),
-        }
+        let mode = Mode::from_bits_truncate(0o660);
+        failpoint::step("place-made", || {
+            match openat(&self.folder, self.name(), flags, mode) {
+                Ok(_made) => Ok(true),
+                Err(Errno::EEXIST) => Ok(false),
+                Err(errno) => Err(errno.into()),
+            }
+        })
     }
 
     /// Removes an empty folder, or the name of a file; one that is gone is no error.
@@ -145,10 +151,12 @@ impl Place {
             Kind::Folder => UnlinkatFlags::RemoveDir,
             Kind::File(_) | Kind::Link | Kind::Special => UnlinkatFlags::NoRemoveDir,
         };
-        match unlinkat(&self.folder, self.name(), flags) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+        failpoint::step("place-removed", || {
+            match unlinkat(&self.folder, self.name(), flags) {
+                Ok(()) | Err(Errno::ENOENT) => Ok(()),
+                Err(errno) => Err(errno.into()),
+            }
+        })
     }
 }
 

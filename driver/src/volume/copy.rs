@@ -9,6 +9,7 @@ use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
 
 use super::image;
+use crate::failpoint;
 
 /// Bytes between two looks at what the kernel still has to write: on a journaling filesystem everybody's fsync waits for the
 /// data of everybody's new blocks, so a large copy must not save its own up to the end.
@@ -26,7 +27,8 @@ pub fn create(source: &File, path: &Path, size_bytes: u64) -> io::Result<()> {
         return image::grow(path, size_bytes);
     }
     let temporary = path.with_extension("img.tmp");
-    let result = fill(source, &temporary, size_bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let result = failpoint::step("copy-filled", || fill(source, &temporary, size_bytes))
+        .and_then(|()| failpoint::step("copy-named", || std::fs::rename(&temporary, path)));
     if let Err(error) = result {
         // Its blocks are free again now, not only when somebody sweeps; the error that counts is the first one.
         let _ = std::fs::remove_file(&temporary);

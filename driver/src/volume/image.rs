@@ -5,20 +5,22 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::fence;
+use crate::failpoint;
 
-/// Makes an empty image of `size_bytes`, all but its name durably; one that is there already is grown to it. Until its record
-/// says *ready*, whatever is at this path is nobody's.
+/// Makes an empty image of `size_bytes`, which the caller makes durable; one that is there already is grown to it. Until its
+/// record says *ready*, whatever is at this path is nobody's.
 ///
 /// # Errors
 /// The failed call.
-pub fn create(path: &Path, size_bytes: u64) -> io::Result<()> {
+pub fn create(path: &Path, size_bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o660)
         .open(path)?;
-    resize(&file, size_bytes)
+    resize(&file, size_bytes)?;
+    Ok(file)
 }
 
 /// Makes the image at least `size_bytes` long, durably; it never shrinks.
@@ -26,14 +28,18 @@ pub fn create(path: &Path, size_bytes: u64) -> io::Result<()> {
 /// # Errors
 /// The failed call.
 pub fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
-    resize(&OpenOptions::new().write(true).open(path)?, size_bytes)
+    let file = OpenOptions::new().write(true).open(path)?;
+    failpoint::step("image-grown", || {
+        resize(&file, size_bytes)?;
+        file.sync_all()
+    })
 }
 
 fn resize(file: &File, size_bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() < size_bytes {
         file.set_len(size_bytes)?;
     }
-    file.sync_all()
+    Ok(())
 }
 
 /// Opens the image where nobody else has it, and keeps everybody else out for as long as it is open; none, if somebody has it.

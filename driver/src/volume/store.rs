@@ -11,8 +11,9 @@ use super::commit::Commit;
 use super::errand;
 use super::image;
 use super::index::Index;
-use super::record::Record;
+use super::record::{Record, State};
 use crate::error::Error;
+use crate::failpoint;
 use crate::id::VolumeId;
 use crate::kernel::wait;
 
@@ -126,9 +127,18 @@ impl Store {
     /// The failed call; the one before is still there then, or the new one is not yet durable.
     pub fn write(&self, record: &Record) -> Result<(), Error> {
         let step = || format!("writing the record of {}", record.id);
-        let temporary = self.prepare(record)?;
-        fs::rename(&temporary, self.record(&record.id)).map_err(Error::storage(step()))?;
+        let temporary = self.prepare(record, true)?;
+        self.name(&temporary, record).map_err(Error::storage(step()))?;
         self.sync(step())
+    }
+
+    fn name(&self, temporary: &Path, record: &Record) -> io::Result<()> {
+        let step = match record.state {
+            State::Creating => "record-creating",
+            State::Ready => "record-ready",
+            State::Deleting => "record-deleting",
+        };
+        failpoint::step(step, || fs::rename(temporary, self.record(&record.id)))
     }
 
     /// [`Store::write`], if what all volumes have together allows it: nothing is promised by anybody, in any process, between
@@ -141,12 +151,13 @@ impl Store {
         record: &Record,
         allowed: impl FnOnce(&Index) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.reserve(record, allowed)?;
+        self.promise(record, true, allowed)?;
         self.sync(format!("writing the record of {}", record.id))
     }
 
-    /// [`Store::write_if`] that leaves it to the next [`Store::sync`] to make the record's name durable, for whoever has
-    /// more to name.
+    /// [`Store::write_if`] of the first record of a volume, which says *creating*: it survives this process from now on, and
+    /// the machine from [`Store::make_image`] or [`Store::settle`] on, together with what they make durable. Nobody was
+    /// promised anything before, so a record that a power failure tears here is nobody's.
     ///
     /// # Errors
     /// Those of [`Store::write_if`].
@@ -155,14 +166,23 @@ impl Store {
         record: &Record,
         allowed: impl FnOnce(&Index) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.promise(record, false, allowed)
+    }
+
+    fn promise(
+        &self,
+        record: &Record,
+        durably: bool,
+        allowed: impl FnOnce(&Index) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let step = || format!("writing the record of {}", record.id);
-        let temporary = self.prepare(record)?;
+        let temporary = self.prepare(record, durably)?;
         // What is new to this process is read before anybody has to wait for it.
         self.look(|_| ())?;
         let promises = self.promises.lock().unwrap_or_else(PoisonError::into_inner);
         let result = exclusive(&promises)
             .and_then(|()| self.look(allowed)?)
-            .and_then(|()| fs::rename(&temporary, self.record(&record.id)).map_err(Error::storage(step())));
+            .and_then(|()| self.name(&temporary, record).map_err(Error::storage(step())));
         // Also unlocked when this process ends.
         let _ = promises.unlock();
         drop(promises);
@@ -173,12 +193,12 @@ impl Store {
         result
     }
 
-    /// The record as a durable file beside its place.
-    fn prepare(&self, record: &Record) -> Result<PathBuf, Error> {
+    /// The record as a file beside its place.
+    fn prepare(&self, record: &Record, durably: bool) -> Result<PathBuf, Error> {
         let step = || format!("writing the record of {}", record.id);
         let text = serde_json::to_vec(record).map_err(|e| Error::storage(step())(e.into()))?;
         let temporary = self.record(&record.id).with_extension("json.tmp");
-        match write_durably(&temporary, &text) {
+        match failpoint::step("record-written", || write(&temporary, &text, durably)) {
             Ok(()) => Ok(temporary),
             Err(error) => {
                 let _ = fs::remove_file(&temporary);
@@ -192,17 +212,30 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn sync(&self, step: String) -> Result<(), Error> {
-        self.commit.sync().map_err(Error::storage(step))
+        failpoint::step("folder-synced", || self.commit.sync()).map_err(Error::storage(step))
     }
 
-    /// The volume's empty image, durably; one that is there already is grown to the size.
+    /// The volume's empty image and the record that says *creating*, all but their names durably; an image that is there
+    /// already is grown to the size.
     ///
     /// # Errors
     /// The failed call.
-    pub fn make_image(&self, record: &Record) -> Result<(), Error> {
-        let step = || format!("making the image of {}", record.id);
-        image::create(&self.image(&record.id), record.size_bytes).map_err(Error::storage(step()))?;
-        self.sync(step())
+    pub fn make_image(&self, record: &Record) -> io::Result<()> {
+        let path = self.image(&record.id);
+        let image = failpoint::step("image-made", || image::create(&path, record.size_bytes))?;
+        // Only now, so that a journaling filesystem needs one commit for both.
+        self.settle(record)?;
+        failpoint::step("image-settled", || image.sync_all())
+    }
+
+    /// Makes durable, all but its name, what [`Store::reserve`] wrote.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn settle(&self, record: &Record) -> io::Result<()> {
+        failpoint::step("record-settled", || {
+            File::open(self.record(&record.id))?.sync_all()
+        })
     }
 
     /// The end of every deletion, by the holder of the record lock: the image goes, then the record that says *deleting*. A
@@ -212,9 +245,13 @@ impl Store {
     /// The failed call.
     pub fn erase(&self, id: &VolumeId) -> Result<(), Error> {
         let image = self.image(id);
-        for path in [image.with_extension("img.tmp"), image, self.record(id)] {
+        for (name, path) in [
+            ("copy-removed", image.with_extension("img.tmp")),
+            ("image-removed", image),
+            ("record-removed", self.record(id)),
+        ] {
             let step = || format!("removing {}", path.display());
-            match fs::remove_file(&path) {
+            match failpoint::step(name, || fs::remove_file(&path)) {
                 Ok(()) => self.sync(step())?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::storage(step())(error)),
@@ -264,7 +301,7 @@ impl Store {
             to = aside.join(format!("{name}.{number}"));
             number += 1;
         }
-        fs::rename(self.volumes().join(name), &to)?;
+        failpoint::step("set-aside", || fs::rename(self.volumes().join(name), &to))?;
         tracing::error!(file = name, to = %to.display(), "set aside in quarantine");
         sync_folder(&aside)?;
         sync_folder(&self.volumes())
@@ -292,7 +329,7 @@ fn exclusive(promises: &File) -> Result<(), Error> {
     })
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write(path: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -300,7 +337,7 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o660)
         .open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if durably { file.sync_all() } else { Ok(()) }
 }
 
 /// Puts `bytes` in place of the file at `path`, durably, or leaves it as it was.
@@ -308,7 +345,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Added, not put in place of an extension: n.a and n.b are two nodes.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".json.tmp");
-    write_durably(Path::new(&temporary), bytes)?;
+    write(Path::new(&temporary), bytes, true)?;
     fs::rename(&temporary, path)?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }

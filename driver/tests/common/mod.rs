@@ -97,6 +97,17 @@ pub fn spawn_node(folder: &Path, role: &str, node: &str, socket: &Path) -> Child
 }
 
 pub fn spawn_with(folder: &Path, role: &str, node: &str, socket: &Path, more: &[&str]) -> Child {
+    spawn_env(folder, role, node, socket, more, &[])
+}
+
+pub fn spawn_env(
+    folder: &Path,
+    role: &str,
+    node: &str,
+    socket: &Path,
+    more: &[&str],
+    environment: &[(&str, &str)],
+) -> Child {
     let process = Command::new(env!("CARGO_BIN_EXE_holdfast-driver"))
         .args([
             role,
@@ -112,6 +123,7 @@ pub fn spawn_with(folder: &Path, role: &str, node: &str, socket: &Path, more: &[
         .arg("--data-dir")
         .arg(folder.join("data"))
         .args(more)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(
@@ -433,7 +445,7 @@ pub fn blocking(body: impl FnOnce()) -> Result<(), Failed> {
 }
 
 /// What these tests need and this machine does not have.
-fn missing() -> Option<String> {
+pub fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some(String::from("root is needed for loop devices and mounts"));
     }
