@@ -4,6 +4,7 @@ use std::fs;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
+use crate::volume::errand;
 use crate::volume::record::State;
 use crate::volume::store::{Store, remove};
 
@@ -26,6 +27,7 @@ pub fn sweep(store: &Store) -> Result<(), Error> {
         }
     }
     temporaries(store)?;
+    requests(store)?;
     locks(store)
 }
 
@@ -80,6 +82,26 @@ fn temporaries(store: &Store) -> Result<(), Error> {
     Ok(())
 }
 
+/// A request to the nodes that nobody waits for any more, or that was cut off while it was written.
+fn requests(store: &Store) -> Result<(), Error> {
+    for id in errand::volumes(store)? {
+        let Some(_lock) = file_lock::try_lock(&store.lock(id.as_str())).map_err(Error::storage("locking"))?
+        else {
+            continue;
+        };
+        let attached = match store.read(&id) {
+            Ok(record) => record.and_then(|r| r.attachment).map(|a| a.epoch),
+            Err(Error::Unreadable { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let asked = errand::pending(store, &id)?.map(|errand| errand.epoch);
+        if asked.is_none() || asked != attached {
+            errand::clear(store, &id)?;
+        }
+    }
+    Ok(())
+}
+
 /// A lock of a volume that nobody holds was left by a crash: taken once, its file goes with it.
 fn locks(store: &Store) -> Result<(), Error> {
     let failed = || Error::storage("listing locks");
@@ -91,4 +113,21 @@ fn locks(store: &Store) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::errand::Errand;
+
+    #[test]
+    fn requests_of_nobody_go_and_temporaries_with_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let id = VolumeId::of_name("a");
+        errand::ask(&store, Errand::revoke(&id, "n1", 3)).unwrap();
+        fs::write(errand::folder(&store).join(format!("{id}.json.json.tmp")), b"{").unwrap();
+        sweep(&store).unwrap();
+        assert_eq!(fs::read_dir(errand::folder(&store)).unwrap().count(), 0);
+    }
 }

@@ -122,7 +122,7 @@ impl On<'_> {
         self.cluster.driver.path(&format!("{}-{name}", self.name))
     }
 
-    async fn up(&mut self, id: &str, fs: Option<&str>) {
+    async fn attach(&self, id: &str, fs: Option<&str>) -> std::collections::HashMap<String, String> {
         let attached = self
             .cluster
             .controller()
@@ -135,7 +135,11 @@ impl On<'_> {
             })
             .await
             .unwrap();
-        let publish_context = attached.into_inner().publish_context;
+        attached.into_inner().publish_context
+    }
+
+    async fn up(&mut self, id: &str, fs: Option<&str>) {
+        let publish_context = self.attach(id, fs).await;
         std::fs::create_dir_all(self.path("stage")).unwrap();
         self.client
             .node_stage_volume(pb::NodeStageVolumeRequest {
@@ -398,6 +402,45 @@ async fn what_was_revoked_can_be_deleted() {
     }
 }
 
+/// Given up and attached again, the node is told what of the first time is in the way, and goes on when it is gone.
+async fn a_node_gets_it_back() {
+    for fs in [Some("ext4"), Some("xfs"), None] {
+        let cluster = Cluster::start();
+        let id = cluster.made(fs).await;
+        let mut first = cluster.node(0).await;
+        first.up(&id, fs).await;
+        written(&first.open(fs), 1).unwrap();
+        cluster.signal(0, Signal::SIGSTOP);
+        cluster.detached(&id, "n1").await;
+        cluster.signal(0, Signal::SIGCONT);
+        let publish_context = first.attach(&id, fs).await;
+        let stage = pb::NodeStageVolumeRequest {
+            volume_id: id.clone(),
+            publish_context,
+            staging_target_path: first.path("stage"),
+            volume_capability: Some(capability(fs)),
+            ..Default::default()
+        };
+        let refused = first.client.node_stage_volume(stage.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains(&first.path("target")), "{refused}");
+        let unpublish = pb::NodeUnpublishVolumeRequest {
+            volume_id: id.clone(),
+            target_path: first.path("target"),
+        };
+        first.client.node_unpublish_volume(unpublish).await.unwrap();
+        // The old staging is no obstacle: nobody has it.
+        first.client.node_stage_volume(stage).await.unwrap();
+        first.up(&id, fs).await;
+        let mut found = [0; 4096];
+        first.open(fs).read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, [1; 4096], "{fs:?}");
+        written(&first.open(fs), 2).unwrap();
+        first.down(&id).await;
+        cluster.detach(&id, "n1").await.unwrap();
+    }
+}
+
 fn main() {
     run_cases(vec![
         ("a_node_that_comes_back_cannot_write_ext4", || {
@@ -413,6 +456,7 @@ fn main() {
         ("a_living_node_is_not_robbed", || {
             run(a_living_node_is_not_robbed())
         }),
+        ("a_node_gets_it_back", || run(a_node_gets_it_back())),
         ("a_dead_plugin_is_given_up", || run(a_dead_plugin_is_given_up())),
         ("a_detachment_survives_its_controller", || {
             run(a_detachment_survives_its_controller())

@@ -47,6 +47,14 @@ async fn the_same_target() {
         let mut others = vec![
             ("readonly", with(|r| r.readonly = true)),
             (
+                "several writers",
+                mode_request(&volume, "target", Mode::SingleNodeMultiWriter),
+            ),
+            (
+                "single writer",
+                mode_request(&volume, "target", Mode::SingleNodeSingleWriter),
+            ),
+            (
                 "reader",
                 mode_request(&volume, "target", Mode::SingleNodeReaderOnly),
             ),

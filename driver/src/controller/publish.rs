@@ -3,12 +3,14 @@ use std::collections::HashMap;
 
 use holdfast_proto::csi as pb;
 
+use super::unpublish;
 use crate::config::shown;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::request;
 use crate::volume::capability::{self, Capability};
+use crate::volume::errand;
 use crate::volume::record::{Attachment, EPOCH, Record, State};
 use crate::volume::store::Store;
 use crate::volume::topology;
@@ -46,7 +48,7 @@ impl TryFrom<pb::ControllerPublishVolumeRequest> for Wanted {
 /// Gives the volume to the node, or finds that it has it.
 pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPublishVolumeResponse, Error> {
     let _lock = file_lock::lock(&store.lock(wanted.id.as_str()), wanted.id.as_str())?;
-    let record = ready(store, &wanted.id)?;
+    let record = unpublish::settled(store, ready(store, &wanted.id)?)?;
     let node = store.node(&wanted.node)?.ok_or_else(|| Error::NodeNotFound {
         node: wanted.node.clone(),
     })?;
@@ -82,7 +84,11 @@ pub(super) fn publish(store: &Store, wanted: Wanted) -> Result<pb::ControllerPub
                 difference: String::from("readonly or volume_capability"),
             })
         }
-        Some(now) => Ok(context(now.epoch)),
+        Some(now) => {
+            // Whoever wanted it back from this node wants it there now.
+            errand::withdraw(store, &record.id)?;
+            Ok(context(now.epoch))
+        }
         None => {
             let epoch = record.epoch + 1;
             let attachment = Attachment {

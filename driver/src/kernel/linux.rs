@@ -235,6 +235,23 @@ pub(super) fn ask_attribute(path: &Path) -> io::Result<()> {
     .map(drop)
 }
 
+/// Reads an extended attribute of at most 64 bytes.
+pub(super) fn attribute(path: &Path, name: &CStr) -> io::Result<Vec<u8>> {
+    let path = c_path(path)?;
+    let mut value = vec![0_u8; 64];
+    // SAFETY: path and name are NUL-terminated, the buffer is as long as is said, and all outlive the call.
+    let length = checked(unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    } as libc::c_long)?;
+    value.truncate(usize::try_from(length).unwrap_or(0));
+    Ok(value)
+}
+
 /// Writes an extended attribute.
 pub(super) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
     let path = c_path(path)?;

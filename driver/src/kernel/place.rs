@@ -9,6 +9,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::linux;
 use crate::failpoint;
 
 /// A name in a folder that is held open: whatever becomes of the path above, it stays the same folder.
@@ -31,6 +32,9 @@ pub enum Kind {
     /// A device, a socket or a pipe.
     Special,
 }
+
+/// Only root sees and writes it.
+const MARK: &std::ffi::CStr = c"trusted.holdfast";
 
 /// The path without doubled and single dots and slashes.
 pub fn tidy(path: &Path) -> PathBuf {
@@ -140,6 +144,26 @@ impl Place {
                 Err(errno) => Err(errno.into()),
             }
         })
+    }
+
+    /// Writes `text` on what stands there, beneath whatever will be mounted on it, where the filesystem can keep it.
+    pub fn mark(&self, text: &str) {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let marked = openat(&self.folder, self.name(), flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|there| linux::set_attribute(&through(&there), MARK, text.as_bytes()));
+        if let Err(error) = marked {
+            tracing::debug!(path = %self.path.display(), error = %error, "not marked");
+        }
+    }
+
+    /// What was written by [`Place::mark`], also beneath a mount; none if nothing was, or if it cannot be known.
+    pub fn marked(&self) -> Option<String> {
+        // A copy of the folder's mount has none of those that lie on it.
+        let beneath = linux::open_tree(&self.folder).ok()?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let there = openat(&beneath, self.name(), flags, Mode::empty()).ok()?;
+        String::from_utf8(linux::attribute(&through(&there), MARK).ok()?).ok()
     }
 
     /// Removes an empty folder, or the name of a file; one that is gone is no error.

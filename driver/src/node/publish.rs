@@ -156,10 +156,19 @@ impl Job<'_> {
         if self.capability.fs.is_some_and(|fs| fs.name() != now.fs) {
             return other("fs_type");
         }
+        // What the kernel does not show, the access mode above all, is written beneath the mount.
+        if self.target.marked().is_some_and(|marked| marked != self.mark()) {
+            return other("volume_capability");
+        }
         if is_mount && (self.flags_differ(now) || self.has_other_options(own)) {
             return other("mount_flags");
         }
         Ok(())
+    }
+
+    /// The arguments of this publication.
+    fn mark(&self) -> String {
+        tag::arguments(self.capability, self.read_only)
     }
 
     /// Whether the mount's own flags are not those that this call would give it.
@@ -342,6 +351,7 @@ impl Job<'_> {
                 Err(_) => Error::HalfDone { step, source },
             }
         };
+        self.target.mark(&self.mark());
         self.site.kernel.bind(from, to, flags).map_err(failed)
     }
 

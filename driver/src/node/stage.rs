@@ -314,9 +314,14 @@ impl Job<'_> {
             if held.iter().any(|epoch| !record.revoked.contains(epoch)) {
                 return Ok(false);
             }
-            let file = fence::hold(&image, self.epoch).map_err(|error| self.image_trouble(error))?;
-            taken = file.map(|file| (file, record));
-            Ok(taken.is_some())
+            let Some(file) = fence::hold(&image, self.epoch).map_err(|error| self.image_trouble(error))?
+            else {
+                return Ok(false);
+            };
+            // Read again, now that nobody can take the image: what was read before may be older than the lock.
+            let (record, _) = self.site.fenced(self.id, self.context)?;
+            taken = Some((file, record));
+            Ok(true)
         })?;
         taken.ok_or_else(|| Error::Busy {
             key: self.id.to_string(),

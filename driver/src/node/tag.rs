@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::volume::capability::Capability;
+use crate::volume::capability::{Access, Capability, Fs, Mode};
 
 /// What a device is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +52,24 @@ pub(super) fn place(staging: &Path) -> String {
     digest(8, &[staging.as_os_str().as_encoded_bytes()])
 }
 
-/// Of everything that a second staging must ask for in the same way. The group is not of it: pods that share a volume may
-/// each have their own.
+/// Of everything that a second call must ask for in the same way. The group is not of it: pods that share a volume may each
+/// have their own. Devices and targets outlive the process, so these words stay as they are from one version to the next.
 pub(super) fn arguments(capability: &Capability, read_only: bool) -> String {
-    let text = format!(
-        "{:?} {:?} {:?} {read_only}",
-        capability.access, capability.fs, capability.mode
-    );
+    let access = match capability.access {
+        Access::Mount => "mount",
+        Access::Block => "block",
+    };
+    let mode = match capability.mode {
+        Mode::Writer => "writer",
+        Mode::ReaderOnly => "reader-only",
+        Mode::SingleWriter => "single-writer",
+        Mode::MultiWriter => "multi-writer",
+    };
+    let fs = capability.fs.map_or("", Fs::name);
+    let read_only = if read_only { "read-only" } else { "" };
     let flags = capability.mount_flags.join(",");
-    digest(8, &[text.as_bytes(), flags.as_bytes()])
+    let parts = [access, mode, fs, read_only, &flags].map(str::as_bytes);
+    digest(8, &parts)
 }
 
 impl Tag {
@@ -98,7 +107,6 @@ impl fmt::Display for Tag {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::capability::{Access, Fs, Mode};
 
     #[test]
     fn the_longest_tag_fits_and_is_read_back() {

@@ -180,6 +180,23 @@ pub fn withdraw(store: &Store, volume: &VolumeId) -> Result<(), Error> {
         .map_err(Error::storage("withdrawing a request"))
 }
 
+/// Removes whatever lies in the folder for a volume; by the holder of the record lock.
+///
+/// # Errors
+/// The failed call.
+pub fn clear(store: &Store, volume: &VolumeId) -> Result<(), Error> {
+    let failed = || Error::storage(format!("clearing the requests for {volume}"));
+    withdraw(store, volume)?;
+    for entry in fs::read_dir(folder(store)).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|n| n.starts_with(volume.as_str())) {
+            remove(&entry.path()).map_err(failed())?;
+        }
+    }
+    Ok(())
+}
+
 /// Every volume for which something lies in the folder.
 ///
 /// # Errors
