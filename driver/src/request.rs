@@ -41,6 +41,13 @@ fn text(field: &'static str, value: &str, limit: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// The message of a call, logged: its `Debug` shows no secret (proto/src/redact.rs).
+pub fn received<M: std::fmt::Debug>(rpc: &'static str, request: tonic::Request<M>) -> M {
+    let message = request.into_inner();
+    tracing::debug!(rpc, request = ?message, "received");
+    message
+}
+
 /// The name of a volume that is to be made. Of the control characters the specification bans all but tab, line feed and
 /// carriage return.
 ///
@@ -120,10 +127,14 @@ pub fn path(field: &'static str, value: &str) -> Result<PathBuf, Error> {
 /// A path where a volume is looked for: whatever is given, nothing is made there, so what cannot hold a volume simply does not.
 ///
 /// # Errors
-/// INVALID_ARGUMENT if it is missing.
+/// INVALID_ARGUMENT if it is missing, or goes up.
 pub fn place(field: &'static str, value: &str) -> Result<PathBuf, Error> {
     path_text(field, value)?;
-    Ok(PathBuf::from(value))
+    let path = PathBuf::from(value);
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(invalid(field, value, "goes up by ..; give the whole path"));
+    }
+    Ok(path)
 }
 
 /// A map within its limit. Its values are never shown: it may hold secrets, or what was put in the wrong place.

@@ -11,7 +11,7 @@ use super::{capacity, condition, create, delete, expand, get, list, modify, publ
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::id::VolumeId;
-use crate::request;
+use crate::request::{self, received};
 use crate::volume::store::Store;
 
 /// The Controller service.
@@ -53,13 +53,6 @@ impl ControllerService {
 fn not_offered<M: Debug, T>(rpc: &'static str, request: Request<M>) -> Result<Response<T>, Status> {
     received(rpc, request);
     Err(Error::NotOffered { rpc }.into())
-}
-
-/// The message of a call, logged: its `Debug` shows no secret (proto/src/redact.rs).
-fn received<M: Debug>(rpc: &'static str, request: Request<M>) -> M {
-    let message = request.into_inner();
-    tracing::debug!(rpc, request = ?message, "received");
-    message
 }
 
 #[tonic::async_trait]

@@ -12,6 +12,7 @@ use super::{expand, health, publish, stage, stats, unpublish, unstage};
 use crate::config::Segments;
 use crate::guard::Guard;
 use crate::kernel::Kernel;
+use crate::request::{self, received};
 use crate::volume::store::Store;
 
 /// The Node service.
@@ -73,7 +74,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeStageVolumeRequest>,
     ) -> Result<Response<pb::NodeStageVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeStageVolume", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .run("NodeStageVolume", &id, request, move |request| {
@@ -87,7 +88,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeUnstageVolumeRequest>,
     ) -> Result<Response<pb::NodeUnstageVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeUnstageVolume", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .run("NodeUnstageVolume", &id, request, move |request| {
@@ -101,7 +102,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodePublishVolumeRequest>,
     ) -> Result<Response<pb::NodePublishVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodePublishVolume", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .run("NodePublishVolume", &id, request, move |request| {
@@ -115,7 +116,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<pb::NodeUnpublishVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeUnpublishVolume", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .run("NodeUnpublishVolume", &id, request, move |request| {
@@ -129,7 +130,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<pb::NodeGetVolumeStatsResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeGetVolumeStats", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .look("NodeGetVolumeStats", &id, move || stats::stats(&site, &request))
@@ -141,7 +142,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeExpandVolumeRequest>,
     ) -> Result<Response<pb::NodeExpandVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeExpandVolume", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .run("NodeExpandVolume", &id, request, move |request| {
@@ -182,7 +183,7 @@ impl Node for NodeService {
         &self,
         request: Request<pb::NodeGetVolumeHealthRequest>,
     ) -> Result<Response<pb::NodeGetVolumeHealthResponse>, Status> {
-        let request = request.into_inner();
+        let request = received("NodeGetVolumeHealth", request);
         let (site, id) = (self.site.clone(), request.volume_id.clone());
         self.guard
             .look("NodeGetVolumeHealth", &id, move || {
@@ -194,11 +195,15 @@ impl Node for NodeService {
 
     async fn node_get_storage_health(
         &self,
-        _: Request<pb::NodeGetStorageHealthRequest>,
+        request: Request<pb::NodeGetStorageHealthRequest>,
     ) -> Result<Response<pb::NodeGetStorageHealthResponse>, Status> {
+        let request = received("NodeGetStorageHealth", request);
         let site = self.site.clone();
         self.guard
-            .look("NodeGetStorageHealth", "", move || Ok(health::of_storage(&site)))
+            .look("NodeGetStorageHealth", "", move || {
+                request::map("secrets", &request.secrets)?;
+                Ok(health::of_storage(&site))
+            })
             .await
             .map(Response::new)
     }

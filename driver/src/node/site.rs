@@ -136,6 +136,10 @@ pub(super) fn unfit(id: &VolumeId, reason: impl Into<String>) -> Error {
 
 /// The place of a path that the CO gave; none if nothing can be there.
 pub(super) fn place(path: &Path) -> Result<Option<Place>, Error> {
+    // The root has no name, and no volume is ever there.
+    if path.file_name().is_none() {
+        return Ok(None);
+    }
     Place::find(path).map_err(Error::storage(format!("resolving {}", path.display())))
 }
 

@@ -34,6 +34,9 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
         let staging = request::path("staging_target_path", &request.staging_target_path)?;
         let capability = capability::one(request.volume_capability)?;
         check_flags(&capability)?;
+        request::map("publish_context", &request.publish_context)?;
+        request::map("volume_context", &request.volume_context)?;
+        request::map("secrets", &request.secrets)?;
         let id = id.ok_or(Error::VolumeNotFound {
             id: request.volume_id,
         })?;
