@@ -220,22 +220,20 @@ impl Kernel for Linux {
         for (to, from) in info.file_name[..63].iter_mut().zip(tag.bytes()) {
             *to = from;
         }
-        for _ in 0..ATTACH_TRIES {
-            let number = linux::loop_free_number(&control)
-                .map_err(failed("LOOP_CTL_GET_FREE", "/dev/loop-control"))?;
-            let subject = || loop_device::path(number).display().to_string();
-            let device = open_device(number, !flags.read_only).map_err(failed("open", subject()))?;
-            match failpoint::step("loop-attached", || linux::loop_configure(&device, file, info)) {
-                Ok(()) => return Ok(OpenLoop::new(number, device)),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => return Err(failed("LOOP_CONFIGURE", subject())(error)),
+        // One step, however often another process was faster: how often is chance.
+        let attached = failpoint::step("loop-attached", || {
+            for _ in 0..ATTACH_TRIES {
+                let number = linux::loop_free_number(&control)?;
+                let device = open_device(number, !flags.read_only)?;
+                match linux::loop_configure(&device, file, info) {
+                    Ok(()) => return Ok(OpenLoop::new(number, device)),
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    Err(error) => return Err(error),
+                }
             }
-        }
-        let busy = io::Error::from_raw_os_error(libc::EBUSY);
-        Err(failed(
-            "LOOP_CONFIGURE",
-            format_args!("any free device in {ATTACH_TRIES} tries"),
-        )(busy))
+            Err(io::Error::from_raw_os_error(libc::EBUSY))
+        });
+        attached.map_err(failed("LOOP_CONFIGURE", "a free loop device"))
     }
 
     fn open_loop(&self, number: u32) -> Result<OpenLoop, KernelError> {
