@@ -33,6 +33,8 @@ fn main() {
         case("each_sidecar_has_the_least_role", roles),
         case("secrets_are_granted_only_when_asked_for", secrets),
         case("storage_classes_are_four_and_none_is_the_default", classes),
+        case("limits_and_places_reach_the_driver_by_values", limits),
+        case("attributes_classes_are_made_only_when_asked_for", attributes),
         case("selectors_match_what_they_are_to_select", selectors),
         case("values_that_mean_nothing_are_refused", refused),
         case("sidecars_are_those_of_versions_yaml", sidecar_versions),
@@ -415,6 +417,78 @@ fn classes(helm: &Helm) -> Result<(), Failed> {
     )
 }
 
+fn limits(helm: &Helm) -> Result<(), Failed> {
+    let zone = r"topology\.holdfast\.csi/zone";
+    let objects = helm.render(&[
+        "capacity=1073741824",
+        "node.maxVolumesPerNode=5",
+        &format!("topology.segments.{zone}=a"),
+        "topology.segments.rack=r7",
+        &format!("topology.byNode.worker-2.{zone}=b"),
+    ]);
+    let driver = |kind, name| args_of(&containers(&pod(&objects, kind, name))[0]);
+    let options = |args: Vec<String>| -> BTreeSet<String> {
+        let wanted = ["--capacity=", "--max-volumes-per-node=", "--topology="];
+        args.into_iter()
+            .filter(|arg| wanted.iter().any(|option| arg.starts_with(option)))
+            .collect()
+    };
+    let node = options(driver("DaemonSet", "holdfast-node"));
+    let expected = [
+        "--max-volumes-per-node=5",
+        "--topology=rack=r7",
+        "--topology=topology.holdfast.csi/zone=a",
+        "--topology=worker-2:topology.holdfast.csi/zone=b",
+    ];
+    check(node == expected.map(str::to_owned).into(), || format!("{node:?}"))?;
+    let controller = options(driver("Deployment", "holdfast-controller"));
+    check(controller == ["--capacity=1073741824".to_owned()].into(), || {
+        format!("{controller:?}")
+    })?;
+    let unset = helm.render(&[]);
+    let node = options(args_of(
+        &containers(&pod(&unset, "DaemonSet", "holdfast-node"))[0],
+    ));
+    check(node.is_empty(), || format!("set though nobody asked: {node:?}"))?;
+    // Declared by the driver, so the provisioner must send where a volume is wanted, and may read what it needs for that.
+    let provisioner = args_of(&containers(&pod(&unset, "Deployment", "holdfast-controller"))[1]);
+    check(
+        provisioner
+            .iter()
+            .any(|arg| arg == "--feature-gates=Topology=true"),
+        || format!("{provisioner:?}"),
+    )?;
+    let grants = grants(object(&unset, "ClusterRole", "holdfast-provisioner"));
+    for resource in ["csinodes", "nodes"] {
+        let wanted = (resource.to_owned(), "list".to_owned());
+        check(grants.contains(&wanted), || format!("{resource}: {grants:?}"))?;
+    }
+    Ok(())
+}
+
+fn attributes(helm: &Helm) -> Result<(), Failed> {
+    let of = |objects: &[Value]| -> BTreeSet<String> {
+        objects
+            .iter()
+            .filter(|object| object["kind"] == "VolumeAttributesClass")
+            .map(|class| {
+                assert_eq!(class["driverName"], "holdfast.csi");
+                class["parameters"].to_string()
+            })
+            .collect()
+    };
+    let made = of(&helm.render(&["volumeAttributesClasses.create=true"]));
+    let expected = [
+        r#"{"access":"read-only"}"#,
+        r#"{"access":"read-write"}"#,
+        r#"{"atime":"noatime"}"#,
+        r#"{"atime":"relatime"}"#,
+    ];
+    check(made == expected.map(str::to_owned).into(), || format!("{made:?}"))?;
+    let none = of(&helm.render(&[]));
+    check(none.is_empty(), || format!("{none:?}"))
+}
+
 fn selectors(helm: &Helm) -> Result<(), Failed> {
     let objects = helm.render(&[]);
     for (kind, name, component) in [
@@ -456,6 +530,11 @@ fn refused(helm: &Helm) -> Result<(), Failed> {
         "logLevel=loud",
         "driverName=Upper.Case",
         "storageUser=0",
+        "topology.zone=a",
+        "topology.segments.zone=-a",
+        "topology.segments.zone=1",
+        "topology.byNode.worker=a",
+        "volumeAttributesClasses.make=true",
     ] {
         let output = helm.run(&["template", "holdfast", "manifests/chart", "--set", set]);
         check(!output.status.success(), || format!("{set} was taken"))?;
