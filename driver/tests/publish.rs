@@ -170,7 +170,9 @@ async fn something_else_is_there() {
         } else {
             std::fs::create_dir(driver.path("folder")).unwrap();
         }
-        for target in ["link", wrong] {
+        std::fs::create_dir(driver.path("full")).unwrap();
+        std::fs::write(driver.path("full/data"), b"kept").unwrap();
+        for target in ["link", "full", wrong] {
             let before = mounts_below(driver.folder.path());
             let result = volume.publish(target, false).await;
             assert_eq!(wait_code(result), Code::FailedPrecondition, "{target} on {fs:?}");
@@ -336,6 +338,20 @@ async fn a_busy_target() {
     assert_eq!(wait_code(volume.unpublish("target").await), Code::Aborted);
     assert!(Path::new(&driver.path("target/open")).exists(), "torn away");
     drop(open);
+    // What a pod has mounted inside is named, and not undone.
+    std::fs::create_dir(driver.path("target/sub")).unwrap();
+    let sub = driver.path("target/sub");
+    assert!(
+        Command::new("mount")
+            .args(["-t", "tmpfs", "holdfast-test", &sub])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let error = volume.unpublish("target").await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains(&sub), "{error}");
+    assert!(Command::new("umount").arg(&sub).status().unwrap().success());
     volume.gone().await;
 }
 

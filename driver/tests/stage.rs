@@ -138,6 +138,74 @@ async fn bad_arguments() {
     volume.gone().await;
 }
 
+/// A volume that is only ever read is empty, not an error; nobody can write to it, by mode, by flag or by attachment.
+async fn only_read_from_the_first() {
+    for fs in ["ext4", "xfs"] {
+        for (mode, flags) in [
+            (Mode::SingleNodeReaderOnly, &[][..]),
+            (Mode::SingleNodeWriter, &["ro"][..]),
+        ] {
+            let driver = Driver::start();
+            let mut volume = Volume::made(&driver, Some(fs), 64 * MIB).await;
+            volume.attach().await.unwrap();
+            std::fs::create_dir(driver.path("stage")).unwrap();
+            for _ in 0..2 {
+                staged(&volume, with(&volume, mode, flags)).await.unwrap();
+                let request = pb::NodePublishVolumeRequest {
+                    volume_capability: Some(capability_with(Some(fs), mode, flags, "")),
+                    ..volume.publish_request("target")
+                };
+                volume.node().await.node_publish_volume(request).await.unwrap();
+            }
+            for path in ["target/x", "stage/x"] {
+                assert!(
+                    std::fs::write(driver.path(path), b"x").is_err(),
+                    "{fs} {mode:?} {path}"
+                );
+            }
+            let health = pb::NodeGetVolumeHealthRequest {
+                volume_id: volume.id.clone(),
+                ..Default::default()
+            };
+            volume.unpublish("target").await.unwrap();
+            volume.unstage().await.unwrap();
+            let reply = volume.node().await.node_get_volume_health(health).await.unwrap();
+            assert!(
+                reply
+                    .into_inner()
+                    .volume_health
+                    .unwrap()
+                    .health_statuses
+                    .is_empty()
+            );
+            volume.gone().await;
+        }
+    }
+}
+
+/// An access mode that no volume here has is more than this one can, not a malformed request.
+async fn more_than_it_can() {
+    let driver = Driver::start();
+    let volume = Volume::staged(&driver, Some("ext4"), 64 * MIB).await;
+    for mode in [Mode::MultiNodeMultiWriter, Mode::MultiNodeReaderOnly] {
+        let code = wait_code(staged(&volume, with(&volume, mode, &[])).await);
+        assert_eq!(code, Code::FailedPrecondition);
+        let request = pb::NodePublishVolumeRequest {
+            volume_capability: Some(capability_with(Some("ext4"), mode, &[], "")),
+            ..volume.publish_request("target")
+        };
+        let code = wait_code(volume.node().await.node_publish_volume(request).await);
+        assert_eq!(code, Code::FailedPrecondition);
+    }
+    let long = std::collections::HashMap::from([(String::from("k"), "x".repeat(5000))]);
+    let request = pb::NodeStageVolumeRequest {
+        volume_context: long,
+        ..volume.stage_request()
+    };
+    assert_eq!(wait_code(staged(&volume, request).await), Code::InvalidArgument);
+    volume.gone().await;
+}
+
 /// Flags that are allowed are really applied.
 async fn flags_are_applied() {
     for (fs, flags, shown) in [
@@ -364,6 +432,8 @@ fn main() {
     run_cases(vec![
         ("with_other_arguments", || run(with_other_arguments())),
         ("bad_arguments", || run(bad_arguments())),
+        ("only_read_from_the_first", || run(only_read_from_the_first())),
+        ("more_than_it_can", || run(more_than_it_can())),
         ("flags_are_applied", || run(flags_are_applied())),
         ("dirty_filesystems", || run(dirty_filesystems())),
         ("dead_filesystems", || run(dead_filesystems())),

@@ -27,12 +27,6 @@ pub(super) fn prepare(
 ) -> Result<bool, Error> {
     let kernel = job.site.kernel.as_ref();
     if is_to_be_made(job.id, record, fs, device, blank)? {
-        if job.read_only {
-            return Err(unfit(
-                job.id,
-                "has no filesystem yet and is read-only; write to it first",
-            ));
-        }
         mark(job.site, job.id, Format::Begun(fs))?;
         filesystem::make(kernel, fs, &device.path()).map_err(Error::half_done("making a filesystem"))?;
         device

@@ -165,7 +165,10 @@ fn of_device(
     let is = |option: &str| mount.super_options.iter().any(|o| o == option);
     let attachment = record.and_then(|r| r.attached_to(&site.node));
     let meant = own.status.flags.read_only
-        || attachment.is_some_and(|a| a.read_only || a.capability.mode == Mode::ReaderOnly);
+        || attachment.is_some_and(|a| {
+            let flags = &a.capability.mount_flags;
+            a.read_only || a.capability.mode == Mode::ReaderOnly || flags.iter().any(|flag| flag == "ro")
+        });
     if is("emergency_ro") || (is("ro") && !meant) {
         found.push(entry(
             Kind::Degraded,

@@ -85,6 +85,7 @@ pub(super) fn unmount_all(kernel: &dyn Kernel, id: &VolumeId, path: &Path) -> Re
             Ok(()) => {}
             // Somebody else undid it between the two looks.
             Err(error) if error.errno() == Some(libc::EINVAL) => {}
+            Err(error) if error.errno() == Some(libc::EBUSY) => return Err(busy(id, &mounts, path, error)),
             Err(error) => return Err(Error::half_done(step())(error)),
         }
     }
@@ -96,6 +97,25 @@ pub(super) fn unmount_all(kernel: &dyn Kernel, id: &VolumeId, path: &Path) -> Re
         what: "mounts",
         text,
     }))
+}
+
+/// What keeps a mount from being undone, as far as mounts tell: what lies below it is somebody's, and is not undone with it.
+fn busy(id: &VolumeId, mounts: &[Mount], path: &Path, error: KernelError) -> Error {
+    let below = |m: &&Mount| m.target != path && m.target.starts_with(path);
+    match mounts.iter().find(below) {
+        Some(below) => Error::InUse {
+            id: id.to_string(),
+            by: format!(
+                "{} is mounted below {}; unmount it first",
+                below.target.display(),
+                path.display()
+            ),
+        },
+        None => Error::half_done(format!(
+            "unmounting {}, in which a process has something open,",
+            path.display()
+        ))(error),
+    }
 }
 
 /// The volume that a mount shows, if it is not `id`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use holdfast_proto::csi as pb;
 
 use super::site::{Own, Site, place, real, unfit};
-use super::stage::{check_flags, epoch, give_to_group, is_read_only};
+use super::stage::{check_flags, epoch, exceeded, give_to_group, is_read_only};
 use super::tag::{self, Tag, Use};
 use super::{mounted, unpublish};
 use crate::error::Error;
@@ -32,7 +32,7 @@ impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
     fn try_from(request: pb::NodePublishVolumeRequest) -> Result<Self, Error> {
         let id = request::volume_id(&request.volume_id)?;
         let target = request::path("target_path", &request.target_path)?;
-        let capability = capability::one(request.volume_capability)?;
+        let capability = capability::one(request.volume_capability).map_err(exceeded(&request.volume_id))?;
         check_flags(&capability)?;
         request::map("publish_context", &request.publish_context)?;
         request::map("volume_context", &request.volume_context)?;
@@ -264,8 +264,10 @@ impl Job<'_> {
                 .target
                 .make_folder()
                 .map_err(Error::storage("making the target folder"))?,
+            // What is in it would be hidden, and in the way of its removal afterwards.
+            Ok(Some(Kind::Folder)) if self.has_content()? => return Err(self.wrong_kind("an empty folder")),
             Ok(Some(Kind::Folder)) => false,
-            Ok(Some(_)) => return Err(self.wrong_kind("a folder")),
+            Ok(Some(_)) => return Err(self.wrong_kind("an empty folder")),
             Err(error) => return Err(Error::storage("looking at the target")(error)),
         };
         if !self.read_only {
@@ -365,6 +367,12 @@ impl Job<'_> {
         self.target
             .remove(kind)
             .map_err(Error::storage("removing the target again"))
+    }
+
+    fn has_content(&self) -> Result<bool, Error> {
+        let mut entries =
+            std::fs::read_dir(self.target.path()).map_err(Error::storage("looking into the target"))?;
+        Ok(entries.next().is_some())
     }
 
     fn wrong_kind(&self, wanted: &str) -> Error {

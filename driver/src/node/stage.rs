@@ -14,7 +14,7 @@ use crate::kernel::place::{Kind, Place};
 use crate::kernel::{KernelError, LoopFlags, OpenLoop, filesystem, ownership, wait};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Fs, Mode};
-use crate::volume::record::{EPOCH, Record};
+use crate::volume::record::{EPOCH, Format, Record};
 use crate::volume::{errand, fence};
 
 /// A checked request.
@@ -32,7 +32,7 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
     fn try_from(request: pb::NodeStageVolumeRequest) -> Result<Self, Error> {
         let id = request::volume_id(&request.volume_id)?;
         let staging = request::path("staging_target_path", &request.staging_target_path)?;
-        let capability = capability::one(request.volume_capability)?;
+        let capability = capability::one(request.volume_capability).map_err(exceeded(&request.volume_id))?;
         check_flags(&capability)?;
         request::map("publish_context", &request.publish_context)?;
         request::map("volume_context", &request.volume_context)?;
@@ -46,6 +46,18 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
             capability,
             epoch: epoch(&request.publish_context),
         })
+    }
+}
+
+/// A capability that no volume of this driver has is, on a node, one that this volume does not have.
+pub(super) fn exceeded(id: &str) -> impl FnOnce(Error) -> Error {
+    let id = id.to_owned();
+    move |error| {
+        if !matches!(error, Error::Unsupported { .. }) {
+            return error;
+        }
+        let reason = error.message();
+        Error::Unfit { id, reason }
     }
 }
 
@@ -70,7 +82,9 @@ pub(super) fn check_flags(capability: &Capability) -> Result<(), Error> {
 
 /// Whether the node may only read the volume, however it is published.
 pub(super) fn is_read_only(site: &Site, capability: &Capability, record: &Record) -> bool {
-    capability.mode == Mode::ReaderOnly || record.attached_to(&site.node).is_some_and(|a| a.read_only)
+    capability.mode == Mode::ReaderOnly
+        || capability.mount_flags.iter().any(|flag| flag == "ro")
+        || record.attached_to(&site.node).is_some_and(|a| a.read_only)
 }
 
 /// VOLUME_MOUNT_GROUP: what is in the filesystem, and what will be, may be written by the group.
@@ -143,7 +157,7 @@ pub(super) fn stage(site: &Site, wanted: &Wanted) -> Result<pb::NodeStageVolumeR
                 .make_folder()
                 .map_err(Error::storage("making the staging folder"))?;
             mounted::at(&site.mounts()?, &wanted.id, &job.staging, &[])?;
-            job.mount(fs)?;
+            job.mount(fs, matches!(record.format, Format::Done(_)))?;
         }
         (Access::Mount, None) => {
             return Err(Error::Missing {
@@ -364,8 +378,10 @@ impl Job<'_> {
         Ok((device, record, blank))
     }
 
-    fn mount(&self, fs: Fs) -> Result<(), Error> {
-        match self.mount_on(fs, self.read_only) {
+    /// A filesystem that nobody has finished needs a writable device, even if nobody may write to it afterwards: what is
+    /// empty can be read, too.
+    fn mount(&self, fs: Fs, is_made: bool) -> Result<(), Error> {
+        match self.mount_on(fs, self.read_only && is_made) {
             // A filesystem that was not unmounted replays its journal even where nobody may write to it afterwards: its
             // device must be writable for that, the mount still is not.
             Err(Error::Undone { source, .. }) if self.read_only && needs_replay(&source) => {
