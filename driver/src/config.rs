@@ -36,7 +36,8 @@ impl Role {
 #[command(
     name = "holdfast-driver",
     version,
-    about = "A compact, complete, crash-safe CSI driver"
+    about = "A compact, complete, crash-safe CSI driver",
+    after_help = "Tools on a data folder: holdfast-driver inspect --help, holdfast-driver repair --help"
 )]
 pub struct Args {
     /// Services to offer

@@ -7,6 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::error::Error;
+use crate::metrics::{Found, Metrics};
+use crate::volume::store::Store;
+
 /// A request that takes longer is dropped.
 const LIMIT: Duration = Duration::from_secs(3);
 /// Longest request that is read.
@@ -52,23 +56,42 @@ impl Health {
     }
 }
 
-/// Answers /healthz and /readyz until the process ends.
-pub async fn serve(listener: TcpListener, health: Health) {
+fn found(store: &Store) -> Result<Found, Error> {
+    let aside = store.root().join("quarantine");
+    let aside = std::fs::read_dir(aside).map_err(Error::storage("listing quarantine"))?;
+    let quarantined = u64::try_from(aside.count()).unwrap_or(u64::MAX);
+    store.look(|all| Found {
+        volumes: u64::try_from(all.len()).unwrap_or(u64::MAX),
+        bytes: all.promised_bytes(),
+        quarantined: quarantined + u64::try_from(all.unreadable().count()).unwrap_or(0),
+    })
+}
+
+/// Answers /healthz, /readyz and /metrics until the process ends.
+pub async fn serve(listener: TcpListener, health: Health, store: Arc<Store>, metrics: Metrics) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let health = health.clone();
+                let (health, store, metrics) = (health.clone(), Arc::clone(&store), metrics.clone());
                 tokio::spawn(async move {
                     // A prober that hangs up, or is too slow, has its answer.
-                    let _ = tokio::time::timeout(LIMIT, answer(stream, &health)).await;
+                    let _ = tokio::time::timeout(LIMIT, answer(stream, &health, store, &metrics)).await;
                 });
             }
-            Err(error) => tracing::warn!(error = %error, "accept on the health address"),
+            Err(error) => {
+                tracing::warn!(error = %error, "accept on the health address");
+                crate::socket::pause().await;
+            }
         }
     }
 }
 
-async fn answer(mut stream: TcpStream, health: &Health) -> std::io::Result<()> {
+async fn answer(
+    mut stream: TcpStream,
+    health: &Health,
+    store: Arc<Store>,
+    metrics: &Metrics,
+) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut chunk = [0_u8; 512];
     while !request.windows(4).any(|w| w == b"\r\n\r\n") && request.len() < REQUEST_BYTES {
@@ -80,9 +103,14 @@ async fn answer(mut stream: TcpStream, health: &Health) -> std::io::Result<()> {
     let text = String::from_utf8_lossy(&request);
     let path = text.split(' ').nth(1).unwrap_or("");
     let (status, body) = match path {
-        "/healthz" | "/readyz" if health.is_ready() => ("200 OK", "ok"),
-        "/healthz" | "/readyz" => ("503 Service Unavailable", "not ready"),
-        _ => ("404 Not Found", "try /healthz"),
+        "/healthz" | "/readyz" if health.is_ready() => ("200 OK", String::from("ok")),
+        "/healthz" | "/readyz" => ("503 Service Unavailable", String::from("not ready")),
+        "/metrics" => match tokio::task::spawn_blocking(move || found(&store)).await {
+            Ok(Ok(found)) => ("200 OK", metrics.text(found)),
+            Ok(Err(error)) => ("503 Service Unavailable", error.message()),
+            Err(error) => ("503 Service Unavailable", error.to_string()),
+        },
+        _ => ("404 Not Found", String::from("try /healthz, /readyz or /metrics")),
     };
     let length = body.len();
     let reply = format!(

@@ -10,6 +10,7 @@ pub mod node;
 pub mod registration;
 
 pub mod health;
+pub mod inspect;
 pub mod recover;
 
 pub mod guard;
@@ -24,3 +25,4 @@ pub mod socket;
 pub mod config;
 pub mod failpoint;
 pub mod id;
+pub mod metrics;

@@ -4,12 +4,19 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use holdfast_driver::config::{Args, Config};
-use holdfast_driver::server;
+use holdfast_driver::{inspect, server};
 
 /// Threads for calls; work that blocks has threads of its own.
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
+    // The first word is a role or a tool.
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|word| word == "inspect" || word == "repair")
+    {
+        return ended(inspect::run(inspect::Args::parse()).map(|text| println!("{text}")));
+    }
     let args = Args::parse();
     tracing_subscriber::fmt()
         .json()
@@ -18,7 +25,11 @@ fn main() -> ExitCode {
         .with_max_level(args.log_level)
         .with_writer(std::io::stderr)
         .init();
-    match run(args) {
+    ended(run(args))
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

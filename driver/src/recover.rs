@@ -4,6 +4,7 @@ use std::fs;
 use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
+use crate::metrics::Metrics;
 use crate::volume::errand;
 use crate::volume::record::State;
 use crate::volume::store::{Store, remove};
@@ -12,7 +13,7 @@ use crate::volume::store::{Store, remove};
 ///
 /// # Errors
 /// If the folder cannot be listed; the trouble of one volume is logged and stops nothing.
-pub fn sweep(store: &Store) -> Result<(), Error> {
+pub fn sweep(store: &Store, metrics: &Metrics) -> Result<(), Error> {
     // A volume that can be used needs nothing: only the others are locked and read again.
     let odd: Vec<VolumeId> = store.look(|all| {
         let cut_off = all.after(None).filter(|r| r.state != State::Ready).map(|r| &r.id);
@@ -22,8 +23,10 @@ pub fn sweep(store: &Store) -> Result<(), Error> {
             .collect()
     })?;
     for id in odd {
-        if let Err(error) = volume(store, &id) {
-            tracing::warn!(volume = %id, error = error.message(), "not recovered now");
+        match volume(store, &id) {
+            Ok(true) => metrics.count_recovered(),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(volume = %id, error = error.message(), "not recovered now"),
         }
     }
     temporaries(store)?;
@@ -31,35 +34,41 @@ pub fn sweep(store: &Store) -> Result<(), Error> {
     locks(store)
 }
 
-fn volume(store: &Store, id: &VolumeId) -> Result<(), Error> {
+/// Finishes or undoes what was begun with one volume, or sets its record aside; whether there was something to do, and nobody
+/// who does it.
+///
+/// # Errors
+/// What stopped it.
+pub fn volume(store: &Store, id: &VolumeId) -> Result<bool, Error> {
     // Whoever makes or deletes a volume holds its lock all the time: a state that is found under the lock was left by
     // a crash, or by a call that failed and will be repeated.
     let Some(_lock) = file_lock::try_lock(&store.lock(id.as_str())).map_err(Error::storage("locking"))?
     else {
-        return Ok(());
+        return Ok(false);
     };
     match store.read(id) {
         Ok(Some(record)) => match record.state {
-            State::Ready => Ok(()),
+            State::Ready => Ok(false),
             // Promised to nobody; whoever asks for the name again gets a new one.
             State::Creating => erase(store, id, "creation undone"),
             State::Deleting => erase(store, id, "deletion finished"),
         },
-        Ok(None) => Ok(()),
+        Ok(None) => Ok(false),
         Err(error @ Error::Unreadable { .. }) => {
             tracing::error!(volume = %id, error = error.message(), "record set aside; its image stays");
             store
                 .set_aside(&format!("{id}.json"))
-                .map_err(Error::storage("setting a record aside"))
+                .map_err(Error::storage("setting a record aside"))?;
+            Ok(true)
         }
         Err(error) => Err(error),
     }
 }
 
-fn erase(store: &Store, id: &VolumeId, done: &str) -> Result<(), Error> {
+fn erase(store: &Store, id: &VolumeId, done: &str) -> Result<bool, Error> {
     store.erase(id)?;
     tracing::info!(volume = %id, "{done}");
-    Ok(())
+    Ok(true)
 }
 
 /// A temporary whose volume nobody works on was left by a crash.
@@ -127,7 +136,7 @@ mod tests {
         let id = VolumeId::of_name("a");
         errand::ask(&store, Errand::revoke(&id, "n1", 3)).unwrap();
         fs::write(errand::folder(&store).join(format!("{id}.json.json.tmp")), b"{").unwrap();
-        sweep(&store).unwrap();
+        sweep(&store, &Metrics::default()).unwrap();
         assert_eq!(fs::read_dir(errand::folder(&store)).unwrap().count(), 0);
     }
 }

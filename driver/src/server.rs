@@ -20,6 +20,7 @@ use crate::controller::ControllerService;
 use crate::health::{self, Health};
 use crate::identity::IdentityService;
 use crate::kernel::Linux;
+use crate::metrics::Metrics;
 use crate::node::NodeService;
 use crate::registration::{self, RegistrationService};
 use crate::volume::nodes::Node;
@@ -67,9 +68,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
     kernel::set_umask(0o007);
+    socket::raise_open_files();
     let shown = config.data_dir.display().to_string();
     let store = Arc::new(Store::open(&config.data_dir).map_err(io_error(format!("data folder {shown}")))?);
     let state = Health::new(&config.data_dir);
+    let metrics = Metrics::default();
     let (stop, stopped) = watch::channel(false);
     let (refused, mut refusals) = mpsc::channel(1);
 
@@ -77,7 +80,12 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(io_error(format!("health address {address}")))?;
-        tokio::spawn(health::serve(listener, state.clone()));
+        tokio::spawn(health::serve(
+            listener,
+            state.clone(),
+            Arc::clone(&store),
+            metrics.clone(),
+        ));
     }
     if config.role.has_node() {
         let known = Node {
@@ -97,6 +105,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             .register_encoded_file_descriptor_set(holdfast_proto::DESCRIPTORS)
     };
     let mut router = Server::builder()
+        .layer(metrics.clone())
         .layer(MapResponseLayer::new(explained))
         .add_service(health_service)
         .add_service(reflect().build_v1()?)
@@ -132,7 +141,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let sweeping = Arc::clone(&store);
     let sweeps = config.role.has_controller();
     tokio::task::spawn_blocking(move || {
-        if sweeps && let Err(error) = recover::sweep(&sweeping) {
+        if sweeps && let Err(error) = recover::sweep(&sweeping, &metrics) {
             tracing::error!(error = error.message(), "sweep at start");
         }
     });

@@ -3,6 +3,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -31,20 +32,45 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The connections of `listener` whose peer is root or this very user.
+/// The connections of `listener` whose peer is root or this very user. One that cannot be accepted, for want of a descriptor
+/// say, is logged and ends nothing.
 pub fn trusted(listener: UnixListener) -> impl Stream<Item = io::Result<tokio::net::UnixStream>> + Send {
     let own = nix::unistd::geteuid().as_raw();
-    UnixListenerStream::new(listener).filter(move |connection| match connection {
-        Ok(stream) => match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
-            Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), "connection of another user refused");
-                false
+    UnixListenerStream::new(listener)
+        .then(move |connection| async move {
+            match connection {
+                Ok(stream) => match stream.peer_cred() {
+                    Ok(peer) if peer.uid() == 0 || peer.uid() == own => Some(Ok(stream)),
+                    Ok(peer) => {
+                        tracing::warn!(uid = peer.uid(), "connection of another user refused");
+                        None
+                    }
+                    Err(_) => None,
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the socket");
+                    pause().await;
+                    None
+                }
             }
-            Err(_) => false,
-        },
-        Err(_) => true,
-    })
+        })
+        .filter_map(|accepted| accepted)
+}
+
+/// A moment in which somebody may give a descriptor back: accept(2) fails again at once until then.
+pub async fn pause() {
+    let _ = tokio::time::timeout(Duration::from_millis(50), std::future::pending::<()>()).await;
+}
+
+/// Lets this process have as many open files as the machine allows: a client that opens connections must not use up those of
+/// the work.
+pub fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!(%errno, "the limit of open files stays as it is");
+    }
 }
 
 #[cfg(test)]

@@ -342,6 +342,12 @@ async fn secrets_stay_secret() {
     for line in log.lines() {
         let value: serde_json::Value = serde_json::from_str(line).expect(line);
         assert!(value.get("level").is_some());
+        if value["message"] == "done" || value["message"] == "failed" {
+            let span = &value["span"];
+            let is_node = span["rpc"].as_str().unwrap().starts_with("Node");
+            assert!(span["call"].is_number() && span["volume"].is_string(), "{line}");
+            assert_eq!(span["node"], if is_node { "n1" } else { "" }, "{line}");
+        }
     }
 }
 

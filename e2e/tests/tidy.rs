@@ -36,11 +36,12 @@ const DRIVER_ROWS: &[&[&str]] = &[
         "node",
         "registration",
     ],
+    &["inspect"],
     &["health", "recover"],
     &["volume", "guard", "request"],
     &["error"],
     &["kernel", "socket"],
-    &["config", "redact", "id", "failpoint"],
+    &["config", "redact", "id", "failpoint", "metrics"],
 ];
 
 /// What reaches outside the process; no verdict may name it.

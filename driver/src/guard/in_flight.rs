@@ -39,10 +39,20 @@ struct Slot {
 #[derive(Clone, Debug, Default)]
 pub struct Guard {
     limit: Option<Duration>,
+    /// Whose calls these are, for the log; empty for a controller's.
+    node: Arc<str>,
     slots: Arc<Mutex<HashMap<String, Slot>>>,
 }
 
 impl Guard {
+    /// For the calls of a node's plugin.
+    pub fn of_node(node: &str) -> Self {
+        Self {
+            node: Arc::from(node),
+            ..Self::default()
+        }
+    }
+
     /// Answers a call that changes something: joins its twin, or waits for its turn on `volume` and runs `work` in a task
     /// that outlives the caller.
     ///
@@ -77,9 +87,15 @@ impl Guard {
         T: Send + 'static,
         F: FnOnce() -> Result<T, Error> + Send + 'static,
     {
-        work::run(work::number(), rpc, volume.to_owned(), work)
-            .await
-            .map_err(Status::from)
+        work::run(
+            work::number(),
+            rpc,
+            volume.to_owned(),
+            Arc::clone(&self.node),
+            work,
+        )
+        .await
+        .map_err(Status::from)
     }
 
     fn begin<Q, T, F>(
@@ -122,7 +138,10 @@ impl Guard {
             let limit = guard.limit.unwrap_or(LIMIT);
             let held = tokio::time::timeout(limit, turn.lock_owned()).await;
             let result = match &held {
-                Ok(_) => work::run(call, rpc, volume.clone(), move || work(request)).await,
+                Ok(_) => {
+                    let node = Arc::clone(&guard.node);
+                    work::run(call, rpc, volume.clone(), node, move || work(request)).await
+                }
                 Err(_) => Err(guard.busy(&volume)),
             };
             // In this order: whoever asks from here on begins anew, and no other call has come in between.

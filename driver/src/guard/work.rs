@@ -1,4 +1,5 @@
 //! Runs the work of a call where its caller cannot cancel it, and logs how it ended.
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -12,17 +13,23 @@ pub(super) fn number() -> u64 {
 }
 
 /// Runs `work` to its end on a thread that may block: tonic drops a handler when its client hangs up, and work that is half
-/// done must not stop there. Everything it logs carries the call's number, method and volume.
+/// done must not stop there. Everything it logs carries the call's number, method, volume and node.
 ///
 /// # Errors
 /// The work's own; UNAVAILABLE if it panicked, so that it is asked for again.
-pub(super) async fn run<T, F>(call: u64, rpc: &'static str, volume: String, work: F) -> Result<T, Error>
+pub(super) async fn run<T, F>(
+    call: u64,
+    rpc: &'static str,
+    volume: String,
+    node: Arc<str>,
+    work: F,
+) -> Result<T, Error>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
     let since = Instant::now();
-    let span = tracing::info_span!("call", call, rpc, volume);
+    let span = tracing::info_span!("call", call, rpc, volume, node = &*node);
     let done = tokio::task::spawn_blocking(move || {
         let _entered = span.entered();
         tracing::debug!("begins");

@@ -49,7 +49,7 @@ impl NodeService {
                 kernel,
                 node: node.to_owned(),
             },
-            guard: Guard::default(),
+            guard: Guard::of_node(node),
             limit,
             segments,
         }

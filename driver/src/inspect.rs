@@ -1,0 +1,403 @@
+//! `holdfast-driver inspect` and `repair`: what is in a data folder, what is odd about it, and what can be done.
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::guard::file_lock;
+use crate::id::VolumeId;
+use crate::recover;
+use crate::volume::image;
+use crate::volume::record::{Record, State};
+use crate::volume::store::{Store, remove};
+
+/// The command line of the tools beside the services.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "holdfast-driver", version)]
+pub struct Args {
+    #[command(subcommand)]
+    tool: Tool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Tool {
+    /// Show what exists, what is in flight and what is odd; changes nothing
+    Inspect {
+        /// Folder that holds volumes
+        #[arg(long, env = "HOLDFAST_DATA_DIR")]
+        data_dir: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Finish or undo what crashes left; a volume that somebody works on is left to him
+    #[command(group(ArgGroup::new("how").required(true)))]
+    Repair {
+        /// Folder that holds volumes
+        #[arg(long, env = "HOLDFAST_DATA_DIR")]
+        data_dir: PathBuf,
+        /// Only say what would be done
+        #[arg(long, group = "how")]
+        dry_run: bool,
+        /// Do it
+        #[arg(long, group = "how")]
+        apply: bool,
+    },
+}
+
+/// What can be done about something odd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Repair {
+    /// The creation is undone, or the deletion finished.
+    Recover,
+    /// The record or image goes to quarantine.
+    SetAside,
+    /// The image gets its record's size.
+    Grow,
+    /// The file goes: nothing is in it.
+    Remove,
+    /// Somebody must look.
+    Nothing,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Odd {
+    file: String,
+    #[serde(skip)]
+    id: Option<VolumeId>,
+    what: String,
+    repair: Repair,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    record: Record,
+    /// Bytes that the image takes; none without an image.
+    taken_bytes: Option<u64>,
+    /// A loop device, a copy or a call has the image.
+    in_use: bool,
+}
+
+/// What is in a data folder.
+#[derive(Debug, Serialize)]
+struct Report {
+    volumes: Vec<Shown>,
+    promised_bytes: u64,
+    /// Volumes that a call of some process works on.
+    in_flight: Vec<String>,
+    odd: Vec<Odd>,
+}
+
+/// Does what the command line says, and returns what is to be printed.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn run(args: Args) -> anyhow::Result<String> {
+    match args.tool {
+        Tool::Inspect { data_dir, json } => {
+            let report = Report::of(&open(&data_dir)?)?;
+            Ok(if json {
+                serde_json::to_string_pretty(&report)?
+            } else {
+                report.text()
+            })
+        }
+        Tool::Repair { data_dir, apply, .. } => {
+            let store = open(&data_dir)?;
+            let report = Report::of(&store)?;
+            let mut lines = Vec::new();
+            for odd in &report.odd {
+                let done = match (odd.repair, apply) {
+                    (Repair::Nothing, _) => String::from("left alone"),
+                    (repair, false) => format!("would {}", repair.verb()),
+                    (repair, true) => match odd.repair(&store) {
+                        Ok(true) => format!("done: {}", repair.verb()),
+                        Ok(false) => String::from("left alone: somebody works on it now"),
+                        Err(error) => format!("failed: {}", error.message()),
+                    },
+                };
+                lines.push(format!("{}: {}: {done}", odd.file, odd.what));
+            }
+            if lines.is_empty() {
+                lines.push(String::from("nothing is odd"));
+            }
+            Ok(lines.join("\n"))
+        }
+    }
+}
+
+/// A folder that is there: to look at one must not make it.
+fn open(data_dir: &std::path::Path) -> anyhow::Result<Store> {
+    anyhow::ensure!(
+        data_dir.join("volumes").is_dir(),
+        "{} is no data folder: it has no volumes in it",
+        data_dir.display()
+    );
+    Ok(Store::open(data_dir)?)
+}
+
+impl Repair {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Recover => "finish or undo it",
+            Self::SetAside => "set it aside in quarantine",
+            Self::Grow => "grow the image",
+            Self::Remove => "remove it",
+            Self::Nothing => "do nothing",
+        }
+    }
+}
+
+impl Odd {
+    fn new(file: impl Into<String>, id: Option<&VolumeId>, what: impl Into<String>, repair: Repair) -> Self {
+        Self {
+            file: file.into(),
+            id: id.cloned(),
+            what: what.into(),
+            repair,
+        }
+    }
+
+    /// Whether it was done; not, if a call holds the volume.
+    fn repair(&self, store: &Store) -> Result<bool, Error> {
+        let Some(id) = &self.id else {
+            return Ok(false);
+        };
+        let path = store.root().join(&self.file);
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.ends_with(".lock") {
+            // Taken once, its file goes with it.
+            let lock = file_lock::try_lock(&path).map_err(Error::storage("locking"))?;
+            return Ok(lock.is_some());
+        }
+        if matches!(self.repair, Repair::Recover) || name.ends_with(".json") {
+            return recover::volume(store, id);
+        }
+        let lock = file_lock::try_lock(&store.lock(id.as_str())).map_err(Error::storage("locking"))?;
+        if lock.is_none() {
+            return Ok(false);
+        }
+        match self.repair {
+            Repair::Grow => match store.read(id)? {
+                Some(record) => image::grow(&path, record.size_bytes).map_err(Error::storage("growing"))?,
+                None => return Ok(false),
+            },
+            // Looked at again under its lock, which keeps everybody else out.
+            Repair::SetAside | Repair::Remove if store.read(id)?.is_none() => {
+                let Ok(Some(image)) = image::open_locked(&path) else {
+                    return Ok(false);
+                };
+                if self.repair == Repair::Remove && image::is_blank(&image).unwrap_or(false) {
+                    remove(&path).map_err(Error::storage("removing"))?;
+                } else {
+                    store.set_aside(name).map_err(Error::storage("setting aside"))?;
+                }
+            }
+            Repair::Remove if name.ends_with(".tmp") => {
+                remove(&path).map_err(Error::storage("removing"))?;
+            }
+            Repair::SetAside | Repair::Remove | Repair::Recover | Repair::Nothing => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+impl Report {
+    fn of(store: &Store) -> Result<Self, Error> {
+        let mut report = Self {
+            volumes: Vec::new(),
+            promised_bytes: 0,
+            in_flight: Vec::new(),
+            odd: Vec::new(),
+        };
+        report.locks(store)?;
+        let (records, unreadable) = store.look(|all| {
+            let unreadable: Vec<_> = all
+                .unreadable()
+                .map(|(id, reason)| (id.clone(), reason.to_owned()))
+                .collect();
+            (all.after(None).cloned().collect::<Vec<_>>(), unreadable)
+        })?;
+        for (id, reason) in unreadable {
+            let file = format!("volumes/{id}.json");
+            report
+                .odd
+                .push(Odd::new(file, Some(&id), reason, Repair::SetAside));
+        }
+        for record in &records {
+            report.promised_bytes += record.size_bytes;
+            report.volume(store, record);
+        }
+        report.files(store)?;
+        Ok(report)
+    }
+
+    fn is_in_flight(&self, id: &VolumeId) -> bool {
+        self.in_flight.iter().any(|busy| busy == id.as_str())
+    }
+
+    fn locks(&mut self, store: &Store) -> Result<(), Error> {
+        for name in names(store, "locks")? {
+            let Some(id) = name.split('.').next().and_then(VolumeId::parse) else {
+                continue;
+            };
+            let path = store.root().join("locks").join(&name);
+            // Only tried: taking it would remove it.
+            let is_held = File::open(&path).is_ok_and(|file| file.try_lock().is_err());
+            if is_held {
+                self.in_flight.push(id.to_string());
+            } else {
+                let file = format!("locks/{name}");
+                self.odd.push(Odd::new(
+                    file,
+                    Some(&id),
+                    "a lock that nobody holds",
+                    Repair::Remove,
+                ));
+            }
+        }
+        self.in_flight.sort();
+        self.in_flight.dedup();
+        Ok(())
+    }
+
+    fn volume(&mut self, store: &Store, record: &Record) {
+        use std::os::unix::fs::MetadataExt;
+        let path = store.image(&record.id);
+        let meta = fs::metadata(&path).ok();
+        let in_use = matches!(image::open_locked(&path), Ok(None));
+        let id = &record.id;
+        let file = format!("volumes/{id}.json");
+        match (record.state, &meta) {
+            (State::Creating | State::Deleting, _) if self.is_in_flight(id) => {}
+            (State::Creating, _) => {
+                let what = "a creation that nobody works on";
+                self.odd.push(Odd::new(file, Some(id), what, Repair::Recover));
+            }
+            (State::Deleting, _) => {
+                let what = "a deletion that nobody works on";
+                self.odd.push(Odd::new(file, Some(id), what, Repair::Recover));
+            }
+            (State::Ready, None) => {
+                let what = "its image is missing: its data is lost, unless the image is found";
+                self.odd.push(Odd::new(file, Some(id), what, Repair::Nothing));
+            }
+            (State::Ready, Some(meta)) if meta.len() < record.size_bytes && !self.is_in_flight(id) => {
+                let what = format!(
+                    "the image has {} bytes, its record {}",
+                    meta.len(),
+                    record.size_bytes
+                );
+                let file = format!("volumes/{id}.img");
+                self.odd.push(Odd::new(file, Some(id), what, Repair::Grow));
+            }
+            (State::Ready, Some(_)) => {}
+        }
+        self.volumes.push(Shown {
+            record: record.clone(),
+            taken_bytes: meta.map(|m| m.blocks() * 512),
+            in_use,
+        });
+    }
+
+    /// What has no record, and what is not of this driver.
+    fn files(&mut self, store: &Store) -> Result<(), Error> {
+        let aside = names(store, "quarantine")?;
+        for name in names(store, "volumes")? {
+            let id = name.split('.').next().and_then(VolumeId::parse);
+            let file = format!("volumes/{name}");
+            match (&id, name.split_once('.').map(|(_, kind)| kind)) {
+                (Some(id), _) if self.is_in_flight(id) => {}
+                (Some(_), Some("json")) => {}
+                (Some(id), Some("img")) => {
+                    let has_record = self.volumes.iter().any(|v| v.record.id == *id)
+                        || self.odd.iter().any(|o| o.id.as_ref() == Some(id));
+                    if !has_record {
+                        self.orphan(store, id, file, &aside);
+                    }
+                }
+                (Some(id), Some("json.tmp" | "img.tmp")) => {
+                    let what = "a temporary of a call that is over";
+                    self.odd.push(Odd::new(file, Some(id), what, Repair::Remove));
+                }
+                _ => self
+                    .odd
+                    .push(Odd::new(file, None, "not of this driver", Repair::Nothing)),
+            }
+        }
+        for name in aside {
+            let file = format!("quarantine/{name}");
+            self.odd
+                .push(Odd::new(file, None, "was set aside", Repair::Nothing));
+        }
+        Ok(())
+    }
+
+    fn orphan(&mut self, store: &Store, id: &VolumeId, file: String, aside: &[String]) {
+        let (what, repair) = match image::open_locked(&store.image(id)) {
+            Ok(None) => ("an image without a record, in use", Repair::Nothing),
+            // Whoever reads the record again finds its image here.
+            _ if aside.iter().any(|name| name.starts_with(id.as_str())) => {
+                ("the image of a record in quarantine", Repair::Nothing)
+            }
+            Ok(Some(image)) if image::is_blank(&image).unwrap_or(false) => {
+                ("an image without a record and without data", Repair::Remove)
+            }
+            Ok(Some(_)) => ("an image without a record, with data", Repair::SetAside),
+            Err(_) => ("an image that cannot be opened", Repair::Nothing),
+        };
+        self.odd.push(Odd::new(file, Some(id), what, repair));
+    }
+
+    fn text(&self) -> String {
+        let mut lines = vec![format!(
+            "{} volumes, {} bytes promised, {} in flight, {} odd",
+            self.volumes.len(),
+            self.promised_bytes,
+            self.in_flight.len(),
+            self.odd.len()
+        )];
+        for volume in &self.volumes {
+            let record = &volume.record;
+            let node = record.attachment.as_ref().map_or_else(String::new, |a| {
+                format!(", attached to {} (epoch {})", a.node, a.epoch)
+            });
+            let taken = volume.taken_bytes.unwrap_or(0);
+            let used = if volume.in_use { ", in use" } else { "" };
+            lines.push(format!(
+                "volume {} {:?}: {:?}, {} bytes, {taken} taken{node}{used}",
+                record.id, record.name, record.state, record.size_bytes
+            ));
+        }
+        lines.extend(self.in_flight.iter().map(|id| format!("in flight {id}")));
+        for odd in &self.odd {
+            lines.push(format!(
+                "odd {}: {}; repair: {}",
+                odd.file,
+                odd.what,
+                odd.repair.verb()
+            ));
+        }
+        lines.join("\n")
+    }
+}
+
+fn names(store: &Store, folder: &str) -> Result<Vec<String>, Error> {
+    let failed = || Error::storage(format!("listing {folder}"));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(store.root().join(folder)).map_err(failed())? {
+        names.push(
+            entry
+                .map_err(failed())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    names.sort();
+    Ok(names)
+}
