@@ -10,6 +10,11 @@ use super::watch::{Changed, Watch};
 use crate::error::Error;
 use crate::id::VolumeId;
 
+/// Threads that read where everything must be read.
+const READERS: usize = 4;
+/// So many records are read faster by several threads than by one.
+const MANY: usize = 256;
+
 /// What is known of all volumes.
 #[derive(Debug)]
 pub struct Index {
@@ -43,7 +48,8 @@ impl Index {
                 // A change that was seen and could not be taken must not be forgotten.
                 self.complete = false;
                 for id in ids {
-                    self.known.learn(store, id)?;
+                    let found = store.read(&id);
+                    self.known.learn(id, found)?;
                 }
                 self.complete = true;
             }
@@ -51,8 +57,8 @@ impl Index {
                 // Until all of it is known, nothing is: an error below leaves this for the next look.
                 self.complete = false;
                 self.known = Known::default();
-                for id in store.ids()? {
-                    self.known.learn(store, id)?;
+                for (id, found) in read_all(store, &store.ids()?) {
+                    self.known.learn(id, found)?;
                 }
                 self.complete = true;
             }
@@ -98,9 +104,29 @@ impl Index {
     }
 }
 
+/// Reads the records of `ids`, by several threads where there are many.
+fn read_all(store: &Store, ids: &[VolumeId]) -> Vec<(VolumeId, Result<Option<Record>, Error>)> {
+    let read = |ids: &[VolumeId]| -> Vec<_> { ids.iter().map(|id| (id.clone(), store.read(id))).collect() };
+    if ids.len() < MANY {
+        return read(ids);
+    }
+    std::thread::scope(|scope| {
+        let share = ids.len().div_ceil(READERS);
+        let readers: Vec<_> = ids
+            .chunks(share)
+            .map(|ids| (ids, scope.spawn(move || read(ids))))
+            .collect();
+        // A reader that broke has read nothing: its share is read here.
+        readers
+            .into_iter()
+            .flat_map(|(ids, reader)| reader.join().unwrap_or_else(|_| read(ids)))
+            .collect()
+    })
+}
+
 impl Known {
-    /// Takes the record of `id` as it is in the folder now.
-    fn learn(&mut self, store: &Store, id: VolumeId) -> Result<(), Error> {
+    /// Takes the record of `id` as it was found in the folder.
+    fn learn(&mut self, id: VolumeId, found: Result<Option<Record>, Error>) -> Result<(), Error> {
         if let Some(old) = self.records.remove(&id) {
             self.promised_bytes = self.promised_bytes.saturating_sub(old.size_bytes);
             if let Some(attachment) = &old.attachment
@@ -113,7 +139,7 @@ impl Known {
             }
         }
         self.unreadable.remove(&id);
-        match store.read(&id) {
+        match found {
             Ok(None) => {}
             Ok(Some(record)) => {
                 self.promised_bytes = self.promised_bytes.saturating_add(record.size_bytes);
