@@ -98,10 +98,11 @@ impl Double {
             .values()
             .map(|l| {
                 format!(
-                    "loop {} read_only={} {} MiB",
+                    "loop {} read_only={} {} MiB{}",
                     l.status.tag,
                     l.status.flags.read_only,
-                    l.size_bytes / MIB
+                    l.size_bytes / MIB,
+                    if l.status.blind { " blind" } else { "" }
                 )
             })
             .collect();

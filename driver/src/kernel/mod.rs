@@ -7,6 +7,7 @@ pub mod filesystem;
 mod host;
 mod linux;
 pub mod loop_device;
+pub mod mount_flags;
 pub mod mountinfo;
 pub mod ownership;
 pub mod place;

@@ -1,6 +1,6 @@
 //! The filesystem of a volume: made if nothing ever was on the device, else checked, and ext4 grown, before it is mounted.
 use super::site::{Site, unfit};
-use super::stage::Job;
+use super::staging::Job;
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::{Kernel, OpenLoop, filesystem};

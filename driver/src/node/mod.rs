@@ -8,6 +8,7 @@ mod revoke;
 mod service;
 mod site;
 mod stage;
+mod staging;
 mod stats;
 #[cfg(test)]
 mod sweep;

@@ -124,3 +124,29 @@ fn other_volume(kernel: &dyn Kernel, id: &VolumeId, mount: &Mount) -> Option<Vol
     let other = VolumeId::parse(file.file_name()?.to_str()?.strip_suffix(".img")?)?;
     (other != *id).then_some(other)
 }
+
+/// Kubelet binds folders of a published volume, and the device itself, elsewhere in its own folders: those are no targets.
+pub(super) fn is_kubelets(path: &Path) -> bool {
+    let names: Vec<_> = path.components().map(|c| c.as_os_str()).collect();
+    let below = |folder: &str| names.iter().position(|n| *n == folder);
+    below("volume-subpaths").is_some()
+        || below("volumeDevices").is_some_and(|at| names.get(at + 2).is_some_and(|n| *n == "dev"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubelets_own_binds_are_no_targets() {
+        let kubelet = "/var/lib/kubelet";
+        for (path, expected) in [
+            ("pods/u/volume-subpaths/pv/c/0", true),
+            ("plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/u", true),
+            ("plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/u", false),
+            ("pods/u/volumes/kubernetes.io~csi/pv/mount", false),
+        ] {
+            assert_eq!(is_kubelets(&Path::new(kubelet).join(path)), expected, "{path}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::mountinfo::Mount;
 use crate::kernel::place::{Kind, Place};
-use crate::kernel::{KernelError, LoopFlags, MountFlags, filesystem, loop_device};
+use crate::kernel::{KernelError, LoopFlags, MountFlags, loop_device, mount_flags};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Mode};
 
@@ -193,7 +193,7 @@ impl Job<'_> {
     fn has_other_options(&self, own: &Own) -> bool {
         own.tag.purpose == Use::Staged
             && own.tag.arguments != self.arguments
-            && filesystem::has_options(&self.capability.mount_flags)
+            && mount_flags::has_options(&self.capability.mount_flags)
     }
 
     /// Only SINGLE_NODE_MULTI_WRITER lets a second target have the volume.
@@ -202,7 +202,7 @@ impl Job<'_> {
             return Ok(());
         }
         let others = mounted::elsewhere(&self.mounts, &self.loops, &self.staging);
-        match others.iter().find(|path| !is_kubelets(path)) {
+        match others.iter().find(|path| !mounted::is_kubelets(path)) {
             None => Ok(()),
             Some(other) => Err(Error::InUse {
                 id: self.id.to_string(),
@@ -278,7 +278,7 @@ impl Job<'_> {
                 }
             })?;
         }
-        let flags = filesystem::mount_bits(&self.capability.mount_flags, self.read_only);
+        let flags = mount_flags::mount_bits(&self.capability.mount_flags, self.read_only);
         self.bind(&self.staging, flags, made, Kind::Folder)
     }
 
@@ -384,31 +384,5 @@ impl Job<'_> {
                 self.target.path().display()
             ),
         )
-    }
-}
-
-/// Kubelet binds folders of a published volume, and the device itself, elsewhere in its own folders: those are no targets.
-fn is_kubelets(path: &Path) -> bool {
-    let names: Vec<_> = path.components().map(|c| c.as_os_str()).collect();
-    let below = |folder: &str| names.iter().position(|n| *n == folder);
-    below("volume-subpaths").is_some()
-        || below("volumeDevices").is_some_and(|at| names.get(at + 2).is_some_and(|n| *n == "dev"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kubelets_own_binds_are_no_targets() {
-        let kubelet = "/var/lib/kubelet";
-        for (path, expected) in [
-            ("pods/u/volume-subpaths/pv/c/0", true),
-            ("plugins/kubernetes.io/csi/volumeDevices/pvc-1/dev/u", true),
-            ("plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/u", false),
-            ("pods/u/volumes/kubernetes.io~csi/pv/mount", false),
-        ] {
-            assert_eq!(is_kubelets(&Path::new(kubelet).join(path)), expected, "{path}");
-        }
     }
 }

@@ -73,7 +73,7 @@ impl Errands {
 }
 
 /// The node itself: what it still uses is not taken from it.
-fn answer_for_self(site: &Site, errand: &Errand) -> Result<(), Error> {
+pub(super) fn answer_for_self(site: &Site, errand: &Errand) -> Result<(), Error> {
     let own = site.loops(&errand.volume)?;
     let uses = own
         .iter()
@@ -103,7 +103,7 @@ fn answer_for_self(site: &Site, errand: &Errand) -> Result<(), Error> {
 }
 
 /// Another node, in the place of one that does not answer.
-fn answer_for_other(site: &Site, errand: &Errand) -> Result<(), Error> {
+pub(super) fn answer_for_other(site: &Site, errand: &Errand) -> Result<(), Error> {
     let id = &errand.volume;
     let revoked = all_up_to(site, id, errand.epoch)?;
     let _record = site.record_lock(id)?;
@@ -169,9 +169,12 @@ fn end(site: &Site, status: &LoopStatus) -> Result<(), Error> {
     if !loop_device::is_there(kernel, status).map_err(Error::half_done("looking at a device again"))? {
         return Ok(());
     }
-    // What was written is written out first, and the filesystem says at once that it is over.
+    // What was written is written out first, and the filesystem says at once that it is over. Only where this driver has
+    // mounted it: what a pod has put on a raw device is not mounted here.
     let mut is_down = false;
-    if let Ok(Some(found)) = filesystem::probe(&device.file) {
+    if status.flags.autoclear
+        && let Ok(Some(found)) = filesystem::probe(&device.file)
+    {
         match kernel.shut_down(&device, found.fs.name()) {
             Ok(()) => is_down = true,
             Err(error) => {
@@ -181,7 +184,7 @@ fn end(site: &Site, status: &LoopStatus) -> Result<(), Error> {
     }
     match kernel.blind(&device) {
         // Kernels after 6.18 may refuse it while a filesystem has the device; that one is down then.
-        Err(error) if error.errno() == Some(libc::EBUSY) && is_down && status.flags.autoclear => Ok(()),
+        Err(error) if error.errno() == Some(libc::EBUSY) && is_down => Ok(()),
         other => other.map_err(Error::half_done("revoking a loop device")),
     }
 }

@@ -8,11 +8,12 @@ use holdfast_proto::csi as pb;
 use tonic::Code;
 
 use super::site::Site;
-use super::{expand, publish, stage, stats, unpublish, unstage};
+use super::{expand, publish, revoke, stage, stats, unpublish, unstage};
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::kernel::double::Double;
 use crate::volume::capability::Capability;
+use crate::volume::errand::{self, Errand, Outcome};
 use crate::volume::record::{Attachment, EPOCH, Fingerprint, Format, Record, State};
 use crate::volume::store::Store;
 
@@ -306,5 +307,46 @@ fn each_call_fails_once_and_ends_well(#[case] before: &[Step], #[case] step: Ste
             is_real,
             "{step:?} on {fs:?} calls the kernel {failed} times"
         );
+    }
+}
+
+/// Another node's revocation, failing at each of its calls: it is answered only when the device can no longer write, and a
+/// repetition brings it to its end. The node itself never calls it revoked while its device can.
+#[test]
+fn a_revocation_is_answered_only_when_it_is_done() {
+    for fs in [Some("ext4"), Some("xfs"), None] {
+        for nth in 1.. {
+            let world = World::after(fs, &[Step::Stage, Step::Publish]);
+            let errand = errand::ask(&world.site.store, Errand::revoke(&world.id, "n1", 1)).unwrap();
+            let other = Site {
+                node: String::from("n2"),
+                ..world.site.clone()
+            };
+            let blind = || world.kernel.shown().iter().any(|line| line.ends_with(" blind"));
+            let answered = || errand::answer(&world.site.store, &errand).unwrap();
+            world.kernel.fail(nth, libc::EIO);
+            let result = revoke::answer_for_other(&other, &errand);
+            let calls = world.kernel.heal();
+            if calls.len() < nth {
+                assert!(result.is_ok() && blind() && nth > 3, "{fs:?}: {calls:?}");
+                break;
+            }
+            assert!(answered().is_none() || blind(), "{fs:?}, call {nth}: {calls:?}");
+            if !blind() {
+                revoke::answer_for_self(&world.site, &errand).unwrap();
+                let answer = answered().unwrap();
+                assert!(matches!(answer.outcome, Outcome::InUse(_)), "{answer:?}");
+                errand::withdraw(&world.site.store, &world.id).unwrap();
+                errand::ask(&world.site.store, errand.clone()).unwrap();
+            }
+            revoke::answer_for_other(&other, &errand).unwrap();
+            assert!(blind(), "{fs:?}, call {nth}: not done when repeated");
+            let outcome = answered().unwrap().outcome;
+            assert_eq!(outcome, Outcome::Revoked(vec![1]), "{fs:?}, call {nth}");
+            for undo in [Step::Unpublish, Step::Unstage] {
+                world.run(undo).unwrap();
+            }
+            assert_eq!(world.shown(), ["held []", "locks []"], "{fs:?}, call {nth}");
+        }
     }
 }
