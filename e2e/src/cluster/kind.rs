@@ -379,7 +379,11 @@ async fn network(docker: &Docker) -> Result<(), ClusterError> {
     Ok(())
 }
 
-async fn loop_devices(cluster: &Cluster) -> Result<(), ClusterError> {
+/// Makes the loop device nodes of every node: they are gone after its container was started again.
+///
+/// # Errors
+/// If a node does not answer.
+pub async fn loop_devices(cluster: &Cluster) -> Result<(), ClusterError> {
     let last = LOOPS - 1;
     let script =
         format!("for n in $(seq 0 {last}); do [ -e /dev/loop$n ] || mknod -m 0660 /dev/loop$n b 7 $n; done");

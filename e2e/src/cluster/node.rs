@@ -1,9 +1,21 @@
 //! One node of a kind cluster: commands inside it, its units, its container.
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::docker::Docker;
 use super::{ClusterError, call};
 use crate::command::{self, Output};
+
+/// How a node is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Every process of it stands still, and goes on later: its kernel still has everything open.
+    Paused,
+    /// Every process of it ends at once, as when the power fails, and it boots later.
+    SwitchedOff,
+}
 
 /// One node.
 #[derive(Clone, Debug)]
@@ -72,6 +84,32 @@ impl Node {
     /// If it cannot be read.
     pub async fn read(&self, path: &str) -> Result<String, ClusterError> {
         Ok(self.exec(&["cat", path]).await?.stdout)
+    }
+
+    /// running, paused, exited, ...: the state of the node's container.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn state(&self) -> Result<String, ClusterError> {
+        let spec = self
+            .docker
+            .command()
+            .args(["inspect", "--format", "{{.State.Status}}", &self.name]);
+        let shown = call(&format!("docker inspect {}", self.name), &spec).await?;
+        Ok(shown.trim().to_owned())
+    }
+
+    /// The node's first process on this host; none while it is off.
+    ///
+    /// # Errors
+    /// Docker's.
+    pub async fn pid(&self) -> Result<Option<u32>, ClusterError> {
+        let spec = self
+            .docker
+            .command()
+            .args(["inspect", "--format", "{{.State.Pid}}", &self.name]);
+        let shown = call(&format!("docker inspect {}", self.name), &spec).await?;
+        Ok(shown.trim().parse().ok().filter(|pid| *pid > 0))
     }
 
     /// pause, unpause, kill, start, stop of the node's container.

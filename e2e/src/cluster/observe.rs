@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::driver::Driver;
 use super::facts::{self, Gatherer};
+use super::node::Node;
 use super::site::Site;
 use crate::clock::Limit;
 use crate::history::{Change, Recorder, What};
@@ -62,17 +63,7 @@ pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -
     };
     tasks.spawn(loops(Arc::clone(gatherer), recorder.clone()));
     for node in &cluster.nodes {
-        let inspect = cluster
-            .docker
-            .command()
-            .args(["inspect", "--format", "{{.State.Pid}}", node]);
-        match crate::command::run(&inspect).await {
-            Ok(output) => {
-                let path = format!("/proc/{}/mountinfo", output.stdout.trim());
-                tasks.spawn(mounts(node.clone(), path, recorder.clone()));
-            }
-            Err(error) => eprintln!("warning: the mounts of {node} are not observed: {error}"),
-        }
+        tasks.spawn(mounts(cluster.node(node), recorder.clone()));
     }
     tasks
 }
@@ -272,38 +263,53 @@ fn lease_facts(lease: &Lease, driver: &Driver) -> Option<Facts> {
     Some(facts)
 }
 
-/// Follows one node's mounts. The kernel wakes a reader of mountinfo at every change of its mount namespace.
-async fn mounts(node: String, path: String, recorder: Recorder) {
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) => return eprintln!("warning: the mounts of {node} are not observed: {error}"),
-    };
+/// Follows one node's mounts, also when it was switched off and on: then they are other ones.
+async fn mounts(node: Node, recorder: Recorder) {
     let mut known: BTreeSet<CsiMount> = BTreeSet::new();
+    let mut ticks = tokio::time::interval(Limit::LOOK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // A node that is off has no first process; it is looked for again.
+        let Ok(Some(pid)) = node.pid().await else { continue };
+        if let Ok(file) = File::open(format!("/proc/{pid}/mountinfo")) {
+            of_process(file, &node.name, &recorder, &mut known).await;
+            // With the process its mount namespace went.
+            tell(&recorder, &node.name, Change::Gone, known.iter());
+            known.clear();
+        }
+    }
+}
+
+fn tell<'a>(recorder: &Recorder, node: &str, change: Change, mounts: impl Iterator<Item = &'a CsiMount>) {
+    for mount in mounts {
+        recorder.record(
+            None,
+            What::Mount {
+                change,
+                node: node.to_owned(),
+                path: mount.path.clone(),
+                source: mount.source.clone(),
+            },
+        );
+    }
+}
+
+/// Follows the mounts of one process as long as it lives. The kernel wakes a reader of mountinfo at every change of its
+/// mount namespace.
+async fn of_process(mut file: File, node: &str, recorder: &Recorder, known: &mut BTreeSet<CsiMount>) {
     loop {
         let mut text = String::new();
         let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-        if let Err(error) = read {
-            // The node's first process is gone: the node was restarted or removed.
-            return tracing::debug!(%error, node, "its mounts are no longer observed");
+        match read {
+            // The first process of a node has mounts; none are those of a process that ended.
+            Ok(bytes) if bytes > 0 => {}
+            Ok(_) | Err(_) => return,
         }
         let now: BTreeSet<CsiMount> = csi_mounts(&text).into_iter().collect();
-        let changed = |change, mount: &CsiMount| {
-            recorder.record(
-                None,
-                What::Mount {
-                    change,
-                    node: node.clone(),
-                    path: mount.path.clone(),
-                    source: mount.source.clone(),
-                },
-            );
-        };
-        known
-            .difference(&now)
-            .for_each(|mount| changed(Change::Gone, mount));
-        now.difference(&known)
-            .for_each(|mount| changed(Change::Present, mount));
-        known = now;
+        tell(recorder, node, Change::Gone, known.difference(&now));
+        tell(recorder, node, Change::Present, now.difference(known));
+        *known = now;
         let woken = tokio::task::spawn_blocking(move || {
             wait_for_change(&file);
             file

@@ -225,6 +225,49 @@ async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, Fa
     }
 }
 
+/// Makes provisioner and attacher lead in different pods, and tells which.
+///
+/// # Errors
+/// If the attacher's lease does not move in its bound.
+pub async fn part_leaders(site: &Site) -> Result<String, FaultError> {
+    let provisioner = site.leader("csi-provisioner").await?;
+    if site.leader("csi-attacher").await? == provisioner {
+        // It stands still until its lease has run out; then it finds itself no leader, and starts anew.
+        let attacher = site.container_of(&provisioner, "csi-attacher").await?;
+        let held = Held {
+            containers: vec![attacher.clone()],
+        };
+        process::signal(&attacher.id, Signal::SIGSTOP)?;
+        let look = || async {
+            match site.leader("csi-attacher").await {
+                Ok(leader) if leader != provisioner => Look::Holds(()),
+                Ok(leader) => Look::NotYet(format!("{leader} leads")),
+                Err(error) => Look::NotYet(error.to_string()),
+            }
+        };
+        wait::until("the attacher leads elsewhere", Limit::FAULT, look).await?;
+        drop(held);
+    }
+    let look = || async {
+        match (
+            site.leader("csi-provisioner").await,
+            site.leader("csi-attacher").await,
+        ) {
+            (Ok(one), Ok(other)) if one != other => {
+                Look::Holds(format!("csi-provisioner leads in {one}, csi-attacher in {other}"))
+            }
+            (Ok(one), Ok(_)) => Look::Never(format!("both lead in {one}")),
+            (one, other) => Look::NotYet(format!("{one:?}, {other:?}")),
+        }
+    };
+    Ok(wait::until(
+        "provisioner and attacher lead in different pods",
+        Limit::FAULT,
+        look,
+    )
+    .await?)
+}
+
 /// Kubelet stops, the held driver goes on and answers nobody, kubelet starts again.
 async fn stop_kubelet(site: &Site, name: &str, held: Held) -> Result<String, FaultError> {
     let node = site.host()?.node(name);

@@ -5,6 +5,7 @@ use kube::Api;
 
 use super::execute::{ActError, Run};
 use super::phase::{self, Scene};
+use super::{clone, fencing, leaders, limits, modify};
 use crate::clock::Limit;
 use crate::cluster::driver::Class;
 use crate::cluster::wait::{self, Look};
@@ -16,7 +17,7 @@ use crate::workload::{
 };
 
 /// Blocks that a pod writes before it is asked for them.
-const BLOCKS: u64 = 32;
+pub(super) const BLOCKS: u64 = 32;
 
 /// Does what `workload` says.
 pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> {
@@ -34,6 +35,12 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
         Workload::MoveStatefulSet { volume } => move_set(run, volume).await,
         Workload::DeleteWhileProvisioning { volume } => delete_while_provisioning(run, volume).await,
         Workload::DeleteWhileAttaching { volume } => delete_while_attaching(run, volume).await,
+        Workload::Clone { volume, to } => clone::clone(run, volume, to.as_deref()).await,
+        Workload::Modify { volume } => modify::modify(run, volume).await,
+        Workload::AttachLimit { volume } => limits::attach_limit(run, volume).await,
+        Workload::Capacity { volume } => limits::capacity(run, volume).await,
+        Workload::LeadersApart { volume } => leaders::leaders_apart(run, volume).await,
+        Workload::Fence { volume, loss } => fencing::fence(run, volume, *loss).await,
         Workload::PlantLeak { plants } => {
             Ok(plant::plant(&run.context, &run.site, &run.worker(0), plants).await?)
         }
@@ -41,7 +48,7 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
 }
 
 /// Claim, pod, data, and everything gone again; faults strike at their phases.
-async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(), ActError> {
+pub(super) async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(), ActError> {
     let context = &run.context;
     let node = run.worker(0);
     let pod_name = format!("{name}-pod");
@@ -99,7 +106,7 @@ async fn read_elsewhere(run: &Run, claim: &Claim, acknowledged: u64) -> Result<(
     remove_pod(run, &reader, claim).await
 }
 
-async fn bound(run: &Run, claim: &mut Claim) -> Result<PersistentVolume, ActError> {
+pub(super) async fn bound(run: &Run, claim: &mut Claim) -> Result<PersistentVolume, ActError> {
     let pv = claim.bound(&run.context).await?;
     run.owns_volume(claim);
     claim.check_pv(&run.context, &pv)?;
@@ -121,6 +128,7 @@ async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<
         claim.request(context, to).await?;
         claim.has(context, to).await?;
         pod.verify(context, written).await?;
+        pod.has_room(context, to).await?;
     } else {
         remove_pod(run, &pod, &claim).await?;
         claim.request(context, to).await?;
@@ -130,12 +138,13 @@ async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<
         claim.has(context, to).await?;
         let written = pod.acknowledged(context, written + BLOCKS).await?;
         pod.verify(context, written).await?;
+        pod.has_room(context, to).await?;
     }
     remove_pod(run, &pod, &claim).await?;
     remove_claim(run, &claim).await
 }
 
-async fn remove_pod(run: &Run, pod: &Consumer, claim: &Claim) -> Result<(), ActError> {
+pub(super) async fn remove_pod(run: &Run, pod: &Consumer, claim: &Claim) -> Result<(), ActError> {
     pod.delete(&run.context).await?;
     pod.gone(&run.context).await?;
     Ok(pod
@@ -143,7 +152,7 @@ async fn remove_pod(run: &Run, pod: &Consumer, claim: &Claim) -> Result<(), ActE
         .await?)
 }
 
-async fn remove_claim(run: &Run, claim: &Claim) -> Result<(), ActError> {
+pub(super) async fn remove_claim(run: &Run, claim: &Claim) -> Result<(), ActError> {
     claim.delete(&run.context).await?;
     claim.gone(&run.context).await?;
     Ok(claim.pv_gone(&run.context).await?)
@@ -298,7 +307,7 @@ async fn strike(run: &Run, phases: &[Phase], scene: &Scene<'_>, held: Option<Hel
     Ok(())
 }
 
-fn fault_seen(run: &Run, fault: &str, step: &str, seen: &str) {
+pub(super) fn fault_seen(run: &Run, fault: &str, step: &str, seen: &str) {
     run.context.recorder.record(
         Some(&run.context.scenario),
         What::Fault {

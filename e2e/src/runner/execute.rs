@@ -11,7 +11,7 @@ use crate::cluster::ClusterError;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::site::Site;
 use crate::cluster::wait::WaitError;
-use crate::fault::{FaultError, driver_ready};
+use crate::fault::{self, FaultError, driver_ready};
 use crate::history::{self, Event, Outcome, Recorder, What};
 use crate::id::folder_of;
 use crate::invariant;
@@ -191,7 +191,10 @@ impl Runner {
 
         phase("settle");
         let healed = if alone {
-            driver_ready(&run.site).await
+            match fault::heal(&run.site).await {
+                Ok(()) => driver_ready(&run.site).await,
+                Err(error) => Err(error),
+            }
         } else {
             Ok(())
         };

@@ -8,6 +8,7 @@ use crate::clock::Limit;
 use crate::cluster::ClusterError;
 use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look, WaitError};
+use crate::fault::{self, FaultError};
 use crate::workload::{RUN_LABEL, plant};
 
 /// Why something of it stays.
@@ -15,6 +16,9 @@ use crate::workload::{RUN_LABEL, plant};
 pub enum CleanError {
     /// A node could not be healed.
     #[error("a node is not healed")]
+    Fault(#[from] FaultError),
+    /// What was planted could not be taken away.
+    #[error("what was planted stays")]
     Cluster(#[from] ClusterError),
     /// The API server refused.
     #[error("{doing} failed")]
@@ -50,16 +54,14 @@ pub async fn namespaces(site: &Site, run: Option<&str>) -> Result<Vec<(String, S
     Ok(list.items.iter().map(|n| (n.name_any(), run(n))).collect())
 }
 
-/// Starts every kubelet, takes away what was planted, then removes the namespaces of `run` (or of every run) with their volumes, and waits until they are gone.
+/// Brings every node back, takes away what was planted, then removes the namespaces of `run` (or of every run) with their
+/// volumes, and waits until they are gone.
 ///
 /// # Errors
 /// With what stays.
 pub async fn clean(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
-    if let Some(host) = &site.host {
-        for name in &host.nodes {
-            // A fault may have stopped it; starting one that runs changes nothing.
-            host.node(name).systemctl("start", "kubelet").await?;
-        }
+    fault::heal(site).await?;
+    if site.host.is_some() {
         plant::remove(site).await?;
     }
     let ours: Vec<String> = namespaces(site, run)

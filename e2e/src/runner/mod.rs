@@ -1,8 +1,13 @@
 //! Runs scenarios: prepare, arm, act, settle, judge, clean.
 mod act;
 mod artefacts;
+mod clone;
 mod execute;
+mod fencing;
 pub mod interrupt;
+mod leaders;
+mod limits;
+mod modify;
 mod phase;
 mod schedule;
 mod settle;

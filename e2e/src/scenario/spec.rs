@@ -39,9 +39,9 @@ pub struct Exception {
 }
 
 impl Scenario {
-    /// Whether it acts on processes of the nodes, and so needs them on this machine.
+    /// Whether it acts on processes of the nodes, or looks at their mounts, and so needs them on this machine.
     pub fn needs_host(&self) -> bool {
-        self.is_exclusive()
+        self.is_exclusive() || matches!(self.workload, Workload::Modify { .. })
     }
 
     /// Whether it puts the suite to the test and not the driver.
@@ -57,6 +57,10 @@ impl Scenario {
                 Workload::DeleteWhileProvisioning { .. }
                     | Workload::DeleteWhileAttaching { .. }
                     | Workload::PlantLeak { .. }
+                    | Workload::AttachLimit { .. }
+                    | Workload::Capacity { .. }
+                    | Workload::LeadersApart { .. }
+                    | Workload::Fence { .. }
             )
     }
 }

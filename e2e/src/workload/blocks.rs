@@ -24,6 +24,9 @@ pub struct Report {
     pub writers: Vec<String>,
     /// What is wrong behind them, if anything is.
     pub fault: Option<String>,
+    /// Bytes of the filesystem that the file is on, or of the device.
+    #[serde(default)]
+    pub capacity_bytes: u64,
 }
 
 /// The bytes of block `number` by `writer`.
@@ -60,7 +63,10 @@ fn decode(block: &[u8]) -> Option<(u64, String)> {
 /// If the file cannot be read.
 pub fn verify(path: &Path) -> std::io::Result<Report> {
     let file = File::open(path)?;
-    let mut report = Report::default();
+    let mut report = Report {
+        capacity_bytes: capacity(&file)?,
+        ..Report::default()
+    };
     let mut block = vec![0u8; BLOCK];
     loop {
         let read = read_full(&file, &mut block, report.blocks * BLOCK as u64)?;
@@ -80,6 +86,16 @@ pub fn verify(path: &Path) -> std::io::Result<Report> {
             }
         }
     }
+}
+
+fn capacity(file: &File) -> std::io::Result<u64> {
+    use std::io::Seek;
+    use std::os::unix::fs::FileTypeExt;
+    if file.metadata()?.file_type().is_block_device() {
+        return (&*file).seek(std::io::SeekFrom::End(0));
+    }
+    let stats = nix::sys::statvfs::fstatvfs(file)?;
+    Ok(stats.blocks() * stats.fragment_size())
 }
 
 /// A filesystem gives less than it was asked for only at the end, a device may at any point.

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::context::{Context, WorkloadError};
 use super::spec::{Access, Mode, VolumeSpec};
 use crate::clock::Limit;
+use crate::cluster::wait::Look;
 use crate::cluster::{condition, wait};
 
 /// A claim that was made.
@@ -57,18 +58,38 @@ fn manifest(name: &str, spec: &VolumeSpec, class: &str, pv: Option<&str>) -> ser
 /// # Errors
 /// The API server's.
 pub async fn create_claim(context: &Context, name: &str, spec: &VolumeSpec) -> Result<Claim, WorkloadError> {
-    create(context, name, spec, context.class(spec.class)?, None).await
+    create(
+        context,
+        manifest(name, spec, context.class(spec.class)?, None),
+        name,
+        spec,
+    )
+    .await
+}
+
+/// Asks for a volume with the data of another claim's.
+///
+/// # Errors
+/// The API server's.
+pub async fn clone_claim(
+    context: &Context,
+    name: &str,
+    spec: &VolumeSpec,
+    source: &Claim,
+) -> Result<Claim, WorkloadError> {
+    let mut manifest = manifest(name, spec, context.class(spec.class)?, None);
+    manifest["spec"]["dataSource"] = json!({"kind": "PersistentVolumeClaim", "name": source.name});
+    create(context, manifest, name, spec).await
 }
 
 async fn create(
     context: &Context,
+    manifest: serde_json::Value,
     name: &str,
     spec: &VolumeSpec,
-    class: &str,
-    pv: Option<&str>,
 ) -> Result<Claim, WorkloadError> {
     let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-    let object = context.object(manifest(name, spec, class, pv))?;
+    let object = context.object(manifest)?;
     let made = claims
         .create(&PostParams::default(), &object)
         .await
@@ -127,7 +148,7 @@ pub async fn pre_provisioned(
         .create(&PostParams::default(), &object)
         .await
         .map_err(context.api("create a PV"))?;
-    create(context, name, spec, "", Some(&pv)).await
+    create(context, manifest(name, spec, "", Some(&pv)), name, spec).await
 }
 
 impl Claim {
@@ -270,6 +291,47 @@ impl Claim {
         };
         let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
         context.gone(&volumes, pv).await
+    }
+
+    /// Asks for other attributes.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn set_attributes_class(&self, context: &Context, class: &str) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let patch = json!({"spec": {"volumeAttributesClassName": class}});
+        claims
+            .patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map(drop)
+            .map_err(context.api("ask for other attributes"))
+    }
+
+    /// Waits until the claim shows that its volume has the attributes of `class`.
+    ///
+    /// # Errors
+    /// If it does not in its bound.
+    pub async fn has_attributes_class(&self, context: &Context, class: &str) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let what = format!("claim {} has the attributes of {class}", self.name);
+        let look = |claim: &PersistentVolumeClaim| {
+            let status = claim.status.as_ref();
+            match status.and_then(|s| s.current_volume_attributes_class_name.as_deref()) {
+                Some(now) if now == class => Look::Holds(()),
+                now => Look::NotYet(format!(
+                    "attributes class {now:?}, under way: {:?}",
+                    status
+                        .and_then(|s| s.modify_volume_status.as_ref())
+                        .map(|s| &s.status)
+                )),
+            }
+        };
+        context
+            .waited(
+                &what,
+                wait::object(&claims, &what, &self.name, Limit::PROVISION, look),
+            )
+            .await
     }
 
     /// Changes what happens to the volume when its claim goes.

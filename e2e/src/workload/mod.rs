@@ -7,7 +7,7 @@ mod pod;
 mod spec;
 mod stateful_set;
 
-pub use claim::{Claim, create_claim, pre_provisioned};
+pub use claim::{Claim, clone_claim, create_claim, pre_provisioned};
 pub use context::{Context, RUN_LABEL, WorkloadError};
 pub use plant::Plant;
 pub use pod::{Consumer, Placement, create_pod};

@@ -68,6 +68,18 @@ pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, plac
     spec
 }
 
+fn unmet(expected: String, report: Report) -> WorkloadError {
+    WorkloadError::Unmet {
+        expected,
+        seen: format!(
+            "{} blocks by {:?}; {}",
+            report.blocks,
+            report.writers,
+            report.fault.unwrap_or_default()
+        ),
+    }
+}
+
 /// Only this node, by its name: the label of its host's name need not be the same.
 pub(super) fn on_node(node: &str) -> Value {
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
@@ -182,6 +194,53 @@ impl Consumer {
     /// # Errors
     /// [`WorkloadError::Unmet`] with what is missing.
     pub async fn verify(&self, context: &Context, acknowledged: u64) -> Result<(), WorkloadError> {
+        let report = self.read(context, acknowledged).await?;
+        if report.blocks >= acknowledged && report.fault.is_none() {
+            return Ok(());
+        }
+        Err(unmet(
+            format!("{acknowledged} acknowledged blocks, whole, in order"),
+            report,
+        ))
+    }
+
+    /// The same, and that there is not one block more.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unmet`] with what is missing or too much.
+    pub async fn verify_exactly(&self, context: &Context, blocks: u64) -> Result<(), WorkloadError> {
+        let report = self.read(context, blocks).await?;
+        if report.blocks == blocks && report.fault.is_none() {
+            return Ok(());
+        }
+        Err(unmet(
+            format!("{blocks} blocks and not one more, whole, in order"),
+            report,
+        ))
+    }
+
+    /// Checks that the volume as the pod sees it has the `size` that was asked for, less what a filesystem needs for itself.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Unmet`] with its size.
+    pub async fn has_room(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
+        let wanted = condition::quantity_bytes(size).unwrap_or(u64::MAX);
+        let least = match self.mode {
+            Mode::Block => wanted,
+            // Journal, tables and logs of a small filesystem take up to a quarter of it.
+            Mode::Filesystem => wanted / 4 * 3,
+        };
+        let report = self.read(context, 0).await?;
+        if report.capacity_bytes >= least {
+            return Ok(());
+        }
+        Err(WorkloadError::Unmet {
+            expected: format!("pod {} to have at least {least} bytes of {size}", self.name),
+            seen: format!("{} bytes", report.capacity_bytes),
+        })
+    }
+
+    async fn read(&self, context: &Context, acknowledged: u64) -> Result<Report, WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         let path = path(self.mode);
         let words = ["/holdfast", "io", "verify", "--path", &path];
@@ -219,18 +278,7 @@ impl Consumer {
                 writers: report.writers.clone(),
             },
         );
-        if report.blocks >= acknowledged && report.fault.is_none() {
-            return Ok(());
-        }
-        Err(WorkloadError::Unmet {
-            expected: format!("{acknowledged} acknowledged blocks, whole, in order"),
-            seen: format!(
-                "{} blocks by {:?}; {}",
-                report.blocks,
-                report.writers,
-                report.fault.unwrap_or_default()
-            ),
-        })
+        Ok(report)
     }
 
     /// Waits until the attachment of `pv` to the pod's node is confirmed.

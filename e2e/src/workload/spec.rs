@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plant::Plant;
 use crate::cluster::driver::Class;
+use crate::cluster::node::Loss;
 
 /// A volume that is asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,6 +100,47 @@ pub enum Workload {
         #[serde(default)]
         volume: VolumeSpec,
     },
+    /// A volume made from another one has its data, a life of its own, and its own size.
+    Clone {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+        /// The copy's size, if it is another one.
+        #[serde(default)]
+        to: Option<String>,
+    },
+    /// The claim gets a VolumeAttributesClass, and the mounted volume shows it.
+    Modify {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// As many volumes on one node as it takes, and one more, which waits until one has gone.
+    AttachLimit {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// Two claims of which only one has room; the other is bound when the first is gone.
+    Capacity {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// A volume's life while the sidecars lead in different pods.
+    LeadersApart {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// A node is given up while its pod writes, its volume moves, and the node comes back.
+    Fence {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+        /// How the node is lost.
+        loss: Loss,
+    },
     /// Leaks are made on purpose; it passes if the ledger names exactly them.
     PlantLeak {
         /// Which kinds.
@@ -122,6 +164,12 @@ impl Workload {
             | Self::PreProvisioned { volume }
             | Self::MoveStatefulSet { volume }
             | Self::DeleteWhileProvisioning { volume }
+            | Self::Clone { volume, .. }
+            | Self::Modify { volume }
+            | Self::AttachLimit { volume }
+            | Self::Capacity { volume }
+            | Self::LeadersApart { volume }
+            | Self::Fence { volume, .. }
             | Self::DeleteWhileAttaching { volume } => Some(volume),
             Self::PlantLeak { .. } => None,
         }
