@@ -23,6 +23,13 @@ pub const DATA_DIR: &str = super::kind::DATA_DIR;
 /// User and group of the controller; the group of everything in the data folder.
 pub const STORAGE_ID: u32 = 2770;
 
+/// What all volumes of a test cluster may claim together: more than all scenarios of a run want at once, less than two
+/// of those that try the limit.
+const CAPACITY: u64 = 32 << 30;
+/// What a node of a test cluster takes: more than parallel scenarios attach to one node, and soon reached by the one that
+/// tries the limit.
+const VOLUMES_PER_NODE: u32 = 26;
+
 /// Bound of an installation: images are on the nodes already, so only starts and probes take time.
 const LIMIT_INSTALL: Duration = Duration::from_secs(180);
 /// Bound of a removal: the longest grace period and the clean-up by the garbage collector.
@@ -38,7 +45,9 @@ pub struct Values {
     /// Timers of sidecars and leases.
     pub timers: Timers,
     /// Bytes that all volumes together may claim.
-    pub capacity_bytes: Option<u64>,
+    pub capacity_bytes: u64,
+    /// Volumes that one node takes.
+    pub volumes_per_node: u32,
     /// Replicas of the controller.
     pub replicas: u32,
 }
@@ -71,14 +80,15 @@ pub enum ChartError {
 }
 
 impl Values {
-    /// The usual installation: two replicas of the controller, capacity as the file system has it.
+    /// An installation that is to be tested: two replicas of the controller, limits that a scenario can reach.
     pub fn new(driver_image: &str, sidecars: &Sidecars, timers: Timers) -> Self {
         let driver_image = driver_image.to_owned();
         Self {
             driver_image,
             sidecars: sidecars.clone(),
             timers,
-            capacity_bytes: None,
+            capacity_bytes: CAPACITY,
+            volumes_per_node: VOLUMES_PER_NODE,
             replicas: 2,
         }
     }
@@ -95,6 +105,7 @@ impl Values {
                 Timers::Real => "real",
             },
             "capacity": self.capacity_bytes,
+            "node": { "maxVolumesPerNode": self.volumes_per_node },
             "image": { "driver": self.driver_image },
             "controller": { "replicas": self.replicas },
             "sidecars": {
@@ -221,6 +232,7 @@ mod tests {
         assert_eq!(document["timers"], "fast");
         assert_eq!(document["image"]["driver"], "holdfast.local/driver:1");
         assert_eq!(document["sidecars"]["resizer"]["image"], sidecars.resizer.image);
-        assert!(document["capacity"].is_null());
+        assert_eq!(document["capacity"], CAPACITY);
+        assert_eq!(document["node"]["maxVolumesPerNode"], VOLUMES_PER_NODE);
     }
 }

@@ -1,13 +1,14 @@
 //! Judges a scenario's events and its ledger's difference by every invariant that it does not except.
-use super::{acknowledged_data, bounded_time, lifecycle, no_leak, single_writer};
+use super::{acknowledged_data, bounded_time, lifecycle, no_leak, one_node, single_writer};
 use crate::history::{Event, Outcome};
 use crate::ledger::Diff;
 
 /// The names of all invariants, as scenarios except them.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 6] = [
     "lifecycle",
     "acknowledged-data",
     "single-writer",
+    "one-node",
     "bounded-time",
     "no-leak",
 ];
@@ -44,7 +45,9 @@ pub fn judge(
     }
     if wanted("single-writer") {
         findings.extend(single_writer::check(events, observed, namespace));
-        findings.extend(single_writer::check_nodes(observed, namespace));
+    }
+    if wanted("one-node") {
+        findings.extend(one_node::check(observed, namespace));
     }
     if wanted("bounded-time") {
         findings.extend(bounded_time::check(events, observed, namespace));

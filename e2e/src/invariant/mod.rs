@@ -4,6 +4,7 @@ mod bounded_time;
 mod check;
 mod lifecycle;
 mod no_leak;
+mod one_node;
 mod single_writer;
 
 pub use check::{Finding, NAMES, judge};

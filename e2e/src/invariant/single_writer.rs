@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use super::check::Finding;
-use crate::history::{Event, Outcome, Step, What, objects, owned_by, transitions};
+use crate::history::{Event, Outcome, What, objects};
 
 /// A pod by its UID, which is what its blocks carry.
 type Pods<'a> = BTreeMap<&'a str, (&'a str, &'a str)>;
@@ -66,43 +66,6 @@ fn foreign(event: &Event, pods: &Pods<'_>, namespace: &str) -> Option<Finding> {
             ),
         )
     })
-}
-
-/// No volume is staged on two nodes at once: each has its own cache, and both would write.
-pub(super) fn check_nodes(observed: &[Event], namespace: &str) -> Vec<Finding> {
-    owned_by(observed, namespace)
-        .iter()
-        .filter(|volume| !volume.block)
-        .filter_map(|volume| {
-            let mut staged: Vec<String> = Vec::new();
-            for transition in transitions(observed, volume) {
-                match transition.step {
-                    Step::Staged(node) => staged.push(node),
-                    Step::Unstaged(node) => staged.retain(|on| *on != node),
-                    Step::Created
-                    | Step::Attached(_)
-                    | Step::Published(..)
-                    | Step::Unpublished(..)
-                    | Step::Detached(_)
-                    | Step::Deleted => {}
-                }
-                if staged.len() > 1 {
-                    return Some(Finding {
-                        invariant: "single-writer",
-                        outcome: Outcome::Failed,
-                        expected: format!("one node at a time has {} staged", volume.pv),
-                        seen: format!(
-                            "{} at +{}.{:03} s",
-                            staged.join(" and "),
-                            transition.at_ms / 1000,
-                            transition.at_ms % 1000
-                        ),
-                    });
-                }
-            }
-            None
-        })
-        .collect()
 }
 
 #[cfg(test)]
