@@ -42,14 +42,17 @@ pub async fn lose(site: &Site, node: &str, how: Loss) -> Result<String, FaultErr
 pub async fn bring_back(site: &Site, node: &str) -> Result<(), FaultError> {
     let host = site.host()?;
     let on_host = host.node(node);
-    match on_host.state().await?.as_str() {
-        "running" => {}
-        "paused" => on_host.container("unpause").await?,
+    let was_off = match on_host.state().await?.as_str() {
+        "running" => false,
+        "paused" => {
+            on_host.container("unpause").await?;
+            false
+        }
         _ => {
             on_host.container("start").await?;
-            kind::loop_devices(host).await?;
+            true
         }
-    }
+    };
     let look = || async {
         match on_host.systemctl("start", "kubelet").await {
             Ok(_) => Look::Holds(()),
@@ -57,6 +60,10 @@ pub async fn bring_back(site: &Site, node: &str) -> Result<(), FaultError> {
         }
     };
     wait::until(&format!("kubelet of {node} starts"), Limit::FAULT, look).await?;
+    if was_off {
+        // Once systemd answers: the node image makes device nodes of its own before.
+        kind::loop_devices(host).await?;
+    }
     let what = format!("node {node} is ready");
     wait::object(
         &nodes(site),
