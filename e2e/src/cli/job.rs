@@ -16,7 +16,7 @@ use crate::cluster::facts::Gatherer;
 use crate::cluster::kind::{self, ClusterSpec, Timers};
 use crate::cluster::run_lock::{self, RunLock};
 use crate::cluster::site::Site;
-use crate::fault::driver_ready;
+use crate::fault::{driver_ready, heal};
 use crate::history::{Recorder, What};
 use crate::progress::Progress;
 use crate::report;
@@ -182,6 +182,8 @@ impl Run<'_> {
         deploy::install(&cluster, &images, self.progress).await?;
         let (kubernetes, timers) = (cluster.kubernetes.clone(), Some(cluster.timers));
         let site = own_site(cluster).await?;
+        // A run that was killed may have left a node paused, off, or marked out of service.
+        heal(&site).await?;
         driver_ready(&site).await?;
         Ok(Ready {
             site,

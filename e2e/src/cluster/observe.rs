@@ -273,7 +273,7 @@ async fn mounts(node: Node, recorder: Recorder) {
         // A node that is off has no first process; it is looked for again.
         let Ok(Some(pid)) = node.pid().await else { continue };
         if let Ok(file) = File::open(format!("/proc/{pid}/mountinfo")) {
-            of_process(file, &node.name, &recorder, &mut known).await;
+            of_process(file, pid, &node.name, &recorder, &mut known).await;
             // With the process its mount namespace went.
             tell(&recorder, &node.name, Change::Gone, known.iter());
             known.clear();
@@ -296,15 +296,21 @@ fn tell<'a>(recorder: &Recorder, node: &str, change: Change, mounts: impl Iterat
 }
 
 /// Follows the mounts of one process as long as it lives. The kernel wakes a reader of mountinfo at every change of its
-/// mount namespace.
-async fn of_process(mut file: File, node: &str, recorder: &Recorder, known: &mut BTreeSet<CsiMount>) {
-    loop {
+/// mount namespace; the open file keeps that namespace and every mount in it alive, so it must not outlive the process, or a
+/// node that was switched off would seem to keep its devices.
+async fn of_process(
+    mut file: File,
+    pid: u32,
+    node: &str,
+    recorder: &Recorder,
+    known: &mut BTreeSet<CsiMount>,
+) {
+    // A process that ended has no namespaces, even before it is reaped.
+    let namespace = format!("/proc/{pid}/ns/mnt");
+    while std::fs::read_link(&namespace).is_ok() {
         let mut text = String::new();
-        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-        match read {
-            // The first process of a node has mounts; none are those of a process that ended.
-            Ok(bytes) if bytes > 0 => {}
-            Ok(_) | Err(_) => return,
+        if let Err(error) = file.rewind().and_then(|()| file.read_to_string(&mut text)) {
+            return tracing::debug!(%error, node, "its mounts cannot be read");
         }
         let now: BTreeSet<CsiMount> = csi_mounts(&text).into_iter().collect();
         tell(recorder, node, Change::Gone, known.difference(&now));
