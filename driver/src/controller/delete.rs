@@ -49,7 +49,9 @@ fn unused(store: &Store, id: &VolumeId, revoked: &[u64]) -> Result<Option<File>,
         Ok(Some(free)) => Ok(Some(free)),
         Ok(None) => Err(Error::InUse {
             id: id.to_string(),
-            by: String::from("a loop device still stands on its image; unstage it first"),
+            by: String::from(
+                "a loop device still stands on its image, or it is being copied; unstage it, or wait for the copy",
+            ),
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::storage("locking an image")(error)),
