@@ -14,31 +14,48 @@ use crate::volume::fence;
 
 /// How long the node that has a volume may take to answer for it, before another one acts in its place.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a request that could not be answered rests.
+const AGAIN: Duration = Duration::from_millis(250);
 /// How often the folder of requests is looked at.
 const PERIOD: Duration = Duration::from_millis(50);
+
+/// What is done about one request.
+#[derive(Debug)]
+struct Care {
+    /// Since when it is known here, by the clock that no one sets.
+    since: Instant,
+    /// Not tried again before.
+    next: Instant,
+    /// What was in the way the last time.
+    trouble: String,
+}
 
 /// What one node does about the requests in the data folder.
 #[derive(Debug)]
 pub(super) struct Errands {
     site: Site,
-    /// Since when each is known here, by the clock that no one sets.
-    seen: HashMap<(VolumeId, u64), Instant>,
+    cares: HashMap<(VolumeId, u64), Care>,
+    trouble: String,
 }
 
 impl Errands {
     pub(super) fn new(site: Site) -> Self {
         Self {
             site,
-            seen: HashMap::new(),
+            cares: HashMap::new(),
+            trouble: String::new(),
         }
     }
 
     /// Looks after requests for as long as the process lives; those that a crash left are among them.
     pub(super) fn watch(mut self) {
         loop {
-            if let Err(error) = self.round() {
-                tracing::warn!(error = error.message(), "requests to this node");
+            let trouble = self.round().err().map_or(String::new(), |error| error.message());
+            // Said once, not twenty times a second.
+            if trouble != self.trouble && !trouble.is_empty() {
+                tracing::warn!(error = trouble, "requests to this node");
             }
+            self.trouble = trouble;
             // Nobody unparks this thread: it is a period, because nothing tells a folder's change across machines.
             std::thread::park_timeout(PERIOD);
         }
@@ -54,19 +71,31 @@ impl Errands {
                 standing.push(found);
             }
         }
-        self.seen
+        self.cares
             .retain(|(volume, asked), _| standing.iter().any(|e| e.volume == *volume && e.asked == *asked));
         for errand in standing {
+            let now = Instant::now();
+            let fresh = || Care {
+                since: now,
+                next: now,
+                trouble: String::new(),
+            };
             let key = (errand.volume.clone(), errand.asked);
-            let since = *self.seen.entry(key).or_insert_with(Instant::now);
+            let care = self.cares.entry(key).or_insert_with(fresh);
+            if now < care.next {
+                continue;
+            }
+            care.next = now + AGAIN;
             let done = match errand.kind {
                 Kind::Revoke if errand.node == self.site.node => answer_for_self(&self.site, &errand),
-                Kind::Revoke if since.elapsed() >= PATIENCE => answer_for_other(&self.site, &errand),
+                Kind::Revoke if care.since.elapsed() >= PATIENCE => answer_for_other(&self.site, &errand),
                 Kind::Revoke => Ok(()),
             };
-            if let Err(error) = done {
-                tracing::warn!(volume = %errand.volume, node = errand.node, error = error.message(), "request");
+            let trouble = done.err().map_or(String::new(), |error| error.message());
+            if trouble != care.trouble && !trouble.is_empty() {
+                tracing::warn!(volume = %errand.volume, node = errand.node, error = trouble, "request");
             }
+            care.trouble = trouble;
         }
         Ok(())
     }
@@ -114,8 +143,13 @@ pub(super) fn answer_for_other(site: &Site, errand: &Errand) -> Result<(), Error
     let live = |epoch: &&u64| **epoch > 0 && !record.revoked.contains(epoch) && !revoked.contains(epoch);
     if let Some(epoch) = held.iter().find(live) {
         // Its device is not on this kernel, or not made yet: nothing here proves that it cannot write.
-        tracing::info!(volume = %id, node = errand.node, epoch, "held by what cannot be reached from here");
-        return Ok(());
+        return Err(Error::Busy {
+            key: format!("volume {id}"),
+            holder: format!(
+                "attachment {epoch} to node {}, whose device is not on this machine,",
+                errand.node
+            ),
+        });
     }
     if errand::reply(&site.store, errand, &site.node, Outcome::Revoked(revoked))? {
         tracing::warn!(volume = %id, node = errand.node, epoch = errand.epoch, "taken from a node that did not answer");
