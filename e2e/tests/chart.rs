@@ -32,7 +32,7 @@ fn main() {
         case("fast_timers_are_set_only_when_asked_for", timers),
         case("each_sidecar_has_the_least_role", roles),
         case("secrets_are_granted_only_when_asked_for", secrets),
-        case("storage_classes_are_four_and_none_is_the_default", classes),
+        case("storage_classes_are_five_and_none_is_the_default", classes),
         case("limits_and_places_reach_the_driver_by_values", limits),
         case("attributes_classes_are_made_only_when_asked_for", attributes),
         case("selectors_match_what_they_are_to_select", selectors),
@@ -398,6 +398,7 @@ fn classes(helm: &Helm) -> Result<(), Failed> {
         ("holdfast-ext4", "ext4", "Immediate", "Delete"),
         ("holdfast-xfs", "xfs", "Immediate", "Delete"),
         ("holdfast-ext4-wffc", "ext4", "WaitForFirstConsumer", "Delete"),
+        ("holdfast-ext4-pinned", "ext4", "WaitForFirstConsumer", "Delete"),
         ("holdfast-ext4-retain", "ext4", "Immediate", "Retain"),
     ]
     .map(|(name, fs, binding, reclaim)| {
@@ -410,6 +411,16 @@ fn classes(helm: &Helm) -> Result<(), Failed> {
     })
     .into();
     check(rows == expected, || format!("{rows:?}"))?;
+    let within = helm.render(&["storageClasses.within.example\\.org/zone=a"]);
+    for class in within.iter().filter(|object| object["kind"] == "StorageClass") {
+        let allowed = &class["allowedTopologies"][0]["matchLabelExpressions"][0];
+        let as_meant = if class["metadata"]["name"] == "holdfast-ext4-pinned" {
+            allowed.is_null()
+        } else {
+            allowed["key"] == "example.org/zone" && allowed["values"][0] == "a"
+        };
+        check(as_meant, || format!("{class:?}"))?;
+    }
     let none = helm.render(&["storageClasses.create=false"]);
     check(
         !none.iter().any(|object| object["kind"] == "StorageClass"),

@@ -18,6 +18,8 @@ pub const NAMESPACE: &str = "holdfast-system";
 pub const DRIVER_CONTAINER: &str = "driver";
 /// The CSI driver's name.
 pub const DRIVER_NAME: &str = "holdfast.csi";
+/// The topology segment that every node has for itself.
+pub const NODE_SEGMENT: &str = "topology.holdfast.csi/node";
 /// Where the data folder is mounted on every node, and in the driver's pods.
 pub const DATA_DIR: &str = super::kind::DATA_DIR;
 /// User and group of the controller; the group of everything in the data folder.
@@ -50,6 +52,8 @@ pub struct Values {
     pub volumes_per_node: u32,
     /// Replicas of the controller.
     pub replicas: u32,
+    /// Nodes, each of which is a segment of its own within one zone.
+    pub nodes: Vec<String>,
 }
 
 /// Why the chart could not be installed or removed.
@@ -81,7 +85,7 @@ pub enum ChartError {
 
 impl Values {
     /// An installation that is to be tested: two replicas of the controller, limits that a scenario can reach.
-    pub fn new(driver_image: &str, sidecars: &Sidecars, timers: Timers) -> Self {
+    pub fn new(driver_image: &str, sidecars: &Sidecars, timers: Timers, nodes: &[String]) -> Self {
         let driver_image = driver_image.to_owned();
         Self {
             driver_image,
@@ -90,13 +94,20 @@ impl Values {
             capacity_bytes: CAPACITY,
             volumes_per_node: VOLUMES_PER_NODE,
             replicas: 2,
+            nodes: nodes.to_vec(),
         }
     }
 
     /// The values as Helm reads them; JSON is YAML.
     fn document(&self) -> serde_json::Value {
+        let zone = format!("topology.{DRIVER_NAME}/zone");
+        let one_zone = json!({ zone: "default" });
+        let node = |node: &String| (node.clone(), json!({ NODE_SEGMENT: node }));
+        let by_node: serde_json::Map<_, _> = self.nodes.iter().map(node).collect();
         json!({
             "driverName": DRIVER_NAME,
+            "topology": { "segments": one_zone, "byNode": by_node },
+            "storageClasses": { "within": one_zone },
             "dataDir": DATA_DIR,
             "storageUser": STORAGE_ID,
             "storageGroup": STORAGE_ID,
@@ -227,12 +238,18 @@ mod tests {
     #[test]
     fn values_name_every_image_and_the_timers() {
         let sidecars = Versions::load().unwrap().sidecars;
-        let values = Values::new("holdfast.local/driver:1", &sidecars, Timers::Fast);
+        let values = Values::new(
+            "holdfast.local/driver:1",
+            &sidecars,
+            Timers::Fast,
+            &[String::from("n1")],
+        );
         let document = values.document();
         assert_eq!(document["timers"], "fast");
         assert_eq!(document["image"]["driver"], "holdfast.local/driver:1");
         assert_eq!(document["sidecars"]["resizer"]["image"], sidecars.resizer.image);
         assert_eq!(document["capacity"], CAPACITY);
+        assert_eq!(document["topology"]["byNode"]["n1"][NODE_SEGMENT], "n1");
         assert_eq!(document["node"]["maxVolumesPerNode"], VOLUMES_PER_NODE);
     }
 }

@@ -86,6 +86,17 @@ pub fn is_ready(pod: &Pod) -> Look<String> {
     }
 }
 
+/// The scheduler has refused the pod, with `why` among its reasons.
+pub fn is_unschedulable(pod: &Pod, why: &str) -> Look<()> {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let scheduled = conditions.and_then(|all| all.iter().find(|c| c.type_ == "PodScheduled"));
+    match scheduled.map(|c| (c.status.as_str(), c.message.as_deref().unwrap_or_default())) {
+        Some(("False", reason)) if reason.contains(why) => Look::Holds(()),
+        Some(("True", _)) => Look::Never(String::from("it was scheduled")),
+        other => Look::NotYet(format!("PodScheduled {other:?}")),
+    }
+}
+
 /// What the pod's containers wait for.
 fn waiting(pod: &Pod) -> String {
     let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());

@@ -56,7 +56,12 @@ pub async fn install(cluster: &Cluster, made: &Images, progress: &Progress) -> R
     let step = progress.step("load the images of the driver and the suite");
     images::load(cluster, &[made.driver.clone(), made.e2e.clone()]).await?;
     step.done();
-    let values = Values::new(&made.driver, &Versions::load()?.sidecars, cluster.timers);
+    let values = Values::new(
+        &made.driver,
+        &Versions::load()?.sidecars,
+        cluster.timers,
+        &cluster.nodes,
+    );
     Ok(helm.install(&values, progress).await?)
 }
 

@@ -18,6 +18,8 @@ pub enum Class {
     Xfs,
     /// Bound when the first pod comes.
     FirstConsumer,
+    /// The same, and then usable on that pod's node only.
+    Pinned,
     /// Kept when its claim goes.
     Retain,
 }
@@ -29,6 +31,7 @@ impl Class {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
             Self::FirstConsumer => "first-consumer",
+            Self::Pinned => "pinned",
             Self::Retain => "retain",
         }
     }
@@ -100,7 +103,13 @@ mod tests {
         let own = Driver::own().unwrap();
         assert_eq!(own.name, chart::DRIVER_NAME);
         assert_eq!(own.namespace, chart::NAMESPACE);
-        for class in [Class::Ext4, Class::Xfs, Class::FirstConsumer, Class::Retain] {
+        for class in [
+            Class::Ext4,
+            Class::Xfs,
+            Class::FirstConsumer,
+            Class::Pinned,
+            Class::Retain,
+        ] {
             let name = &own.classes[&class];
             let chart = std::fs::read_to_string(chart::chart_dir().join("templates/classes.yaml")).unwrap();
             assert!(chart.contains(&format!("{name:?}")), "{name}");

@@ -1,6 +1,6 @@
 //! What is full refuses clearly, and takes more once something was freed.
 use futures::future::try_join_all;
-use k8s_openapi::api::core::v1::{Event as KubeEvent, Pod};
+use k8s_openapi::api::core::v1::Event as KubeEvent;
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -19,20 +19,7 @@ pub(super) async fn attach_limit(run: &Run, spec: &VolumeSpec) -> Result<(), Act
     let mut users =
         try_join_all((0..limit).map(|number| user(run, spec, format!("data-{number}"), &node))).await?;
     let (claim, pod) = begin(run, spec, String::from("one-more"), &node).await?;
-    let waits = format!("pod {} waits for room on {node}", pod.name);
-    let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
-    let look = |pod: &Pod| {
-        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
-        let scheduled = conditions.and_then(|all| all.iter().find(|c| c.type_ == "PodScheduled"));
-        match scheduled.map(|c| (c.status.as_str(), c.message.as_deref().unwrap_or_default())) {
-            Some(("False", why)) if why.contains("max volume count") => Look::Holds(()),
-            Some(("True", _)) => Look::Never(String::from("it was scheduled")),
-            other => Look::NotYet(format!("PodScheduled {other:?}")),
-        }
-    };
-    context
-        .waited(&waits, wait::object(&pods, &waits, &pod.name, Limit::POD, look))
-        .await?;
+    pod.not_scheduled(context, "max volume count").await?;
     let (freed, freed_pod) = users.pop().ok_or_else(|| none("a user of a volume"))?;
     remove_pod(run, &freed_pod, &freed).await?;
     let mut pod = pod;

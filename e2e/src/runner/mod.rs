@@ -9,6 +9,7 @@ mod leaders;
 mod limits;
 mod modify;
 mod phase;
+mod pinned;
 mod schedule;
 mod settle;
 

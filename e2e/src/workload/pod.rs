@@ -158,6 +158,19 @@ impl Consumer {
         Ok(())
     }
 
+    /// Waits until the scheduler has refused it with `why` among its reasons.
+    ///
+    /// # Errors
+    /// If it has not in its bound, or the pod was scheduled.
+    pub async fn not_scheduled(&self, context: &Context, why: &str) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let what = format!("pod {} waits: {why}", self.name);
+        let look = |pod: &Pod| condition::is_unschedulable(pod, why);
+        context
+            .waited(&what, wait::object(&pods, &what, &self.name, Limit::POD, look))
+            .await
+    }
+
     /// Waits until it has acknowledged `blocks` blocks; the number that it has.
     ///
     /// # Errors

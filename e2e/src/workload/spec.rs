@@ -127,6 +127,12 @@ pub enum Workload {
         #[serde(default)]
         volume: VolumeSpec,
     },
+    /// A volume that can be used on one node only: pods go there, or wait.
+    Pinned {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
     /// A volume's life while the sidecars lead in different pods.
     LeadersApart {
         /// The volume.
@@ -168,6 +174,7 @@ impl Workload {
             | Self::Modify { volume }
             | Self::AttachLimit { volume }
             | Self::Capacity { volume }
+            | Self::Pinned { volume }
             | Self::LeadersApart { volume }
             | Self::Fence { volume, .. }
             | Self::DeleteWhileAttaching { volume } => Some(volume),
