@@ -51,6 +51,7 @@ struct Used<'a> {
     driver: &'a Driver,
     id: String,
     fs: Option<&'a str>,
+    readonly: bool,
 }
 
 impl Used<'_> {
@@ -67,6 +68,7 @@ impl Used<'_> {
             volume_id: self.id.clone(),
             node_id: String::from("n1"),
             volume_capability: Some(capability(self.fs)),
+            readonly: self.readonly,
             ..Default::default()
         };
         let reply = controller(self.driver)
@@ -185,6 +187,7 @@ async fn filesystem(fs: &'static str, bytes: i64) {
         id: made(&driver, create("source", Some(fs), bytes, 0)).await,
         driver: &driver,
         fs: Some(fs),
+        readonly: false,
     };
     source.up().await;
     let data = noise(5 << 20, 7);
@@ -201,6 +204,7 @@ async fn filesystem(fs: &'static str, bytes: i64) {
                 id,
                 driver: &driver,
                 fs: Some(fs),
+                readonly: false,
             },
             size,
         ));
@@ -224,6 +228,41 @@ async fn filesystem(fs: &'static str, bytes: i64) {
         clone.gone().await;
     }
     source.gone().await;
+    nothing_left(&driver);
+}
+
+/// A clone larger than its source has its size also where it is only ever read.
+async fn read_only(fs: &'static str, bytes: i64) {
+    let driver = Driver::start();
+    let mut used = Used {
+        id: made(&driver, create("source", Some(fs), bytes, 0)).await,
+        driver: &driver,
+        fs: Some(fs),
+        readonly: false,
+    };
+    used.up().await;
+    std::fs::write(used.target().join("data"), b"kept").unwrap();
+    used.down().await;
+    let source = used.id.clone();
+    used.id = made(&driver, clone_of(&source, "larger", Some(fs), 2 * bytes)).await;
+    used.readonly = true;
+    for _ in 0..2 {
+        used.up().await;
+        let now = nix::sys::statvfs::statvfs(&used.target()).unwrap();
+        let size = i64::try_from(now.blocks() * now.fragment_size()).unwrap();
+        assert!(size * 4 > 2 * bytes * 3, "{size} of {}", 2 * bytes);
+        assert_eq!(std::fs::read(used.target().join("data")).unwrap(), b"kept");
+        assert!(
+            std::fs::write(used.target().join("data"), b"x").is_err(),
+            "written to"
+        );
+        let staged = std::path::PathBuf::from(used.staging()).join("data");
+        assert!(std::fs::write(staged, b"x").is_err(), "staged writable");
+        used.down().await;
+    }
+    for id in [&used.id, &source] {
+        delete(&driver, id).await.unwrap();
+    }
     nothing_left(&driver);
 }
 
@@ -258,6 +297,7 @@ async fn device() {
         id: made(&driver, clone_of(&same, "of a clone", None, 128 * MIB)).await,
         driver: &driver,
         fs: None,
+        readonly: false,
     };
     used.up().await;
     let device = std::fs::read(used.target()).unwrap();
@@ -277,6 +317,7 @@ async fn refused() {
         id: made(&driver, create("source", Some("ext4"), 64 * MIB, 0)).await,
         driver: &driver,
         fs: Some("ext4"),
+        readonly: false,
     };
     let mut controller = controller(&driver).await;
     let mut refused = async |request: pb::CreateVolumeRequest, code: Code, names: &str| {
@@ -313,6 +354,7 @@ async fn beside_a_copy() {
         id: made(&driver, create("source", None, size, 0)).await,
         driver: &driver,
         fs: None,
+        readonly: false,
     };
     fill(&image(&driver, &source.id), 512);
     let context = source.attach().await;
@@ -380,6 +422,7 @@ async fn no_stage_during_a_copy() {
         id: made(&driver, create("source", None, 16 * MIB, 0)).await,
         driver: &driver,
         fs: None,
+        readonly: false,
     };
     let context = source.attach().await;
     // What a copy in another process has.
@@ -438,6 +481,7 @@ async fn attributes() {
         id: made(&driver, create("a", Some("ext4"), 64 * MIB, 0)).await,
         driver: &driver,
         fs: Some("ext4"),
+        readonly: false,
     };
     let modify = async |pairs: &[(&str, &str)]| {
         let request = pb::ControllerModifyVolumeRequest {
@@ -495,6 +539,12 @@ fn main() {
         }),
         ("xfs_clones_hold_the_content_and_fill_their_size", || {
             run(filesystem("xfs", 300 * MIB))
+        }),
+        ("ext4_clones_are_grown_for_readers_too", || {
+            run(read_only("ext4", 64 * MIB))
+        }),
+        ("xfs_clones_are_grown_for_readers_too", || {
+            run(read_only("xfs", 300 * MIB))
         }),
         ("device_clones_are_equal_sparse_and_outlive_their_source", || {
             run(device())

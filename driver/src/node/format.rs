@@ -36,8 +36,8 @@ pub(super) fn prepare(
         mark(job.site, job.id, Format::Done(fs))?;
         return Ok(true);
     }
-    if !job.read_only {
-        let grow = fs == Fs::Ext4 && is_smaller(kernel, device)?;
+    let grow = fs == Fs::Ext4 && is_smaller(kernel, device)?;
+    if !job.read_only || grow {
         // resize2fs wants a filesystem that was checked whole since its last mount.
         filesystem::check(kernel, fs, &device.path(), grow)
             .map_err(Error::half_done("checking a filesystem"))?;

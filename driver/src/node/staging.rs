@@ -124,8 +124,15 @@ impl Job<'_> {
             return Ok(true);
         };
         let mounts = self.site.mounts()?;
-        if mounted::at(&mounts, self.id, &self.staging, std::slice::from_ref(own))?.is_some() {
-            return Ok(true);
+        if let Some(now) = mounted::at(&mounts, self.id, &self.staging, std::slice::from_ref(own))? {
+            // Cut off while XFS was grown for whoever may only read: nobody has it yet, so it is made again.
+            let is_cut_off = self.read_only && !now.is_read_only();
+            if !is_cut_off || !mounted::elsewhere(&mounts, [own], &self.staging).is_empty() {
+                return Ok(true);
+            }
+            mounted::unmount_all(kernel, self.id, &self.staging)?;
+            self.site.free(own)?;
+            return Ok(false);
         }
         if mounted::elsewhere(&mounts, [own], &self.staging).is_empty() {
             // Nobody has it any more: it is about to free itself.
@@ -230,6 +237,11 @@ impl Job<'_> {
 
     fn mount_on(&self, fs: Fs, read_only_device: bool) -> Result<(), Error> {
         let (device, record, blank) = self.attach(read_only_device, true)?;
+        // A clone larger than its source has its whole size for a reader, too, and to grow takes a writable device.
+        if read_only_device && format::is_smaller(self.site.kernel.as_ref(), &device)? {
+            drop(device);
+            return self.mount_on(fs, false);
+        }
         // From here on nothing but `device` keeps the loop: dropped, it frees itself, and its lock.
         let result =
             format::prepare(self, &record, fs, &device, blank).and_then(|fresh| self.put(fs, &device, fresh));
@@ -246,12 +258,21 @@ impl Job<'_> {
 
     fn put(&self, fs: Fs, device: &OpenLoop, fresh: bool) -> Result<(), Error> {
         let kernel = self.site.kernel.as_ref();
-        let (flags, data) = mount_flags::mount_options(fs, &self.flags(), self.read_only);
-        kernel
-            .mount(&device.path(), &self.staging, fs.name(), flags, &data)
-            .map_err(half("mounting"))?;
-        if fs == Fs::Xfs && !self.read_only && !fresh && format::is_smaller(kernel, device)? {
+        let mount = |read_only: bool| {
+            let (flags, data) = mount_flags::mount_options(fs, &self.flags(), read_only);
+            kernel
+                .mount(&device.path(), &self.staging, fs.name(), flags, &data)
+                .map_err(half("mounting"))
+        };
+        // XFS grows only where it is mounted writable.
+        let grows = fs == Fs::Xfs && !fresh && format::is_smaller(kernel, device)?;
+        mount(self.read_only && !grows)?;
+        if grows {
             filesystem::grow_xfs(kernel, &self.staging).map_err(half("growing XFS"))?;
+            if self.read_only {
+                mounted::unmount_all(kernel, self.id, &self.staging)?;
+                mount(true)?;
+            }
         }
         if !self.read_only {
             give_to_group(&self.staging, self.capability)?;
