@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use holdfast_proto::csi as pb;
+use rstest::rstest;
 use tonic::Code;
 
 use super::site::Site;
@@ -285,7 +286,7 @@ fn sweep(fs: Option<&'static str>, before: &[Step], step: Step) -> usize {
 }
 
 /// Each call of a volume's life, after those that come before it.
-#[rstest::rstest]
+#[rstest]
 #[case::stage(&[], Step::Stage)]
 #[case::stage_again(&[Step::Stage, Step::Publish], Step::Stage)]
 #[case::stage_old_data(&[Step::Stage, Step::Unstage], Step::Stage)]
