@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use holdfast_driver::config::{Args, Config};
+use holdfast_driver::kernel::share_memory;
 use holdfast_driver::{inspect, server};
 
 /// Threads for calls; work that blocks has threads of its own.
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     {
         return ended(inspect::run(inspect::Args::parse()).map(|text| println!("{text}")));
     }
+    share_memory();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .json()

@@ -271,6 +271,19 @@ pub(super) fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> io::Resul
     .map(drop)
 }
 
+/// Lets all threads share one pool of memory: with one for each, the peak of every thread stays resident.
+#[cfg(target_env = "gnu")]
+pub fn share_memory() {
+    // SAFETY: mallopt takes two numbers; called before there are other threads. A refusal changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Another C library has no such pools.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_memory() {}
+
 /// Lets `command` die with this process: without it a tool would go on writing to the device after this was killed.
 pub(super) fn dies_with_us(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe, and nothing is allocated between fork and exec.

@@ -15,3 +15,4 @@ pub mod wait;
 
 pub use calls::{FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput};
 pub use host::{Linux, set_umask};
+pub use linux::share_memory;
