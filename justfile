@@ -12,7 +12,7 @@ test *args:
 
 # The driver killed at every failpoint, before and after, and every step made to fail
 crash-sweep *args:
-    cargo test -p holdfast-driver --features failpoints --test crash -- {{ args }}
+    cargo test -p holdfast-driver --test crash -- {{ args }}
 
 # What this machine has, lacks, and how to fix it
 doctor *args:

@@ -1,27 +1,25 @@
 //! Named points, one for each durable step between two states, at which a test kills this process or makes the step fail.
 //!
-//! Only with the feature `failpoints`, which a release build refuses: without it a step is its operation and nothing else.
+//! Only with the feature `failpoints`, which the tests of this crate turn on, and in a debug build: in a release build, whatever
+//! its features, a step is its operation and nothing else.
 //! `HOLDFAST_FAILPOINT=image-made:2=kill-after` kills the process after the second time that an image was made;
 //! `=kill-before` before it, `=ENOSPC` (or EIO, EBUSY, EROFS) fails instead of it, once. `HOLDFAST_FAILPOINT_TRACE=FILE` adds
 //! a line to FILE for every step that is done.
-
-#[cfg(all(feature = "failpoints", not(debug_assertions)))]
-compile_error!("the feature failpoints is for tests: no release build has it");
 
 /// Does `operation`, the step called `name`.
 ///
 /// # Errors
 /// The operation's own.
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(all(feature = "failpoints", debug_assertions)))]
 #[inline(always)]
 pub fn step<T>(_name: &'static str, operation: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     operation()
 }
 
-#[cfg(feature = "failpoints")]
+#[cfg(all(feature = "failpoints", debug_assertions))]
 pub use on::step;
 
-#[cfg(feature = "failpoints")]
+#[cfg(all(feature = "failpoints", debug_assertions))]
 mod on {
     use std::collections::HashMap;
     use std::io::{self, Write};

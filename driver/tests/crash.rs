@@ -1,5 +1,5 @@
 //! T1: the real process killed at every failpoint, before and after, and every step made to fail: whatever comes next, nothing
-//! leaks and nothing is lost. `cargo test -p holdfast-driver --features failpoints --test crash`
+//! leaks and nothing is lost. `cargo test -p holdfast-driver --test crash`
 #![allow(
     missing_docs,
     dead_code,

@@ -156,6 +156,35 @@ async fn what_must_come_first() {
     volume.gone().await;
 }
 
+/// What is staged for reading only is given to no writer, with a group or without.
+async fn staged_for_reading() {
+    for fs in ["ext4", "xfs"] {
+        let driver = Driver::start();
+        let mut volume = Volume::made(&driver, Some(fs), 64 * MIB).await;
+        volume.attach().await.unwrap();
+        let reader = capability_with(Some(fs), Mode::SingleNodeReaderOnly, &[], "");
+        let stage = pb::NodeStageVolumeRequest {
+            volume_capability: Some(reader),
+            ..volume.stage_request()
+        };
+        volume.node().await.node_stage_volume(stage).await.unwrap();
+        for group in ["", "2000"] {
+            let writer = pb::NodePublishVolumeRequest {
+                volume_capability: Some(capability_with(Some(fs), Mode::SingleNodeWriter, &[], group)),
+                ..volume.publish_request("target")
+            };
+            assert_eq!(
+                wait_code(published(&volume, writer).await),
+                Code::FailedPrecondition
+            );
+            assert!(!Path::new(&driver.path("target")).exists());
+        }
+        let reads = mode_request(&volume, "target", Mode::SingleNodeReaderOnly);
+        published(&volume, reads).await.unwrap();
+        volume.gone().await;
+    }
+}
+
 /// Something else at the target is neither mounted over nor removed.
 async fn something_else_is_there() {
     for fs in [Some("ext4"), None] {
@@ -446,6 +475,7 @@ fn main() {
         ("the_same_target", || run(the_same_target())),
         ("another_target", || run(another_target())),
         ("what_must_come_first", || run(what_must_come_first())),
+        ("staged_for_reading", || run(staged_for_reading())),
         ("something_else_is_there", || run(something_else_is_there())),
         ("odd_paths", || run(odd_paths())),
         ("nothing_to_unpublish", || run(nothing_to_unpublish())),

@@ -254,7 +254,12 @@ async fn answered(
     match result {
         Ok(_) => Code::Ok,
         Err(status) => {
-            let shown = format!("{path}: {status:?} to {request:?}");
+            let (code, message) = (status.code(), status.message());
+            let fields: Vec<_> = request
+                .fields()
+                .map(|(field, value)| format!("{}: {value}", field.name()))
+                .collect();
+            let shown = format!("{path}: {code:?} {message:?} to {}", fields.join(", "));
             assert!(CODES.contains(&status.code()), "{shown}");
             assert!(
                 !status.message().is_empty() && status.details().is_empty(),

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use holdfast_e2e::cluster::docker::Docker;
 use holdfast_e2e::cluster::driver_image;
+use holdfast_e2e::command;
 use holdfast_e2e::ledger::{Call, parse_calls};
 use holdfast_proto::csi;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -82,6 +84,7 @@ fn prepare_and_run() -> Result<ExitCode, String> {
         let image = driver_image::driver(&docker.docker, &docker.progress)
             .await
             .map_err(support::chain)?;
+        no_failpoints(&docker.docker, &image).await?;
         let own = Path::new(env!("CARGO_BIN_EXE_holdfast"));
         let own = driver_image::e2e(&docker.docker, own, &docker.progress)
             .await
@@ -105,6 +108,30 @@ fn prepare_and_run() -> Result<ExitCode, String> {
             u8::try_from(status.code().unwrap_or(1)).unwrap_or(1),
         ))
     })
+}
+
+/// The driver that is shipped has no point at which a test could kill it.
+async fn no_failpoints(docker: &Docker, image: &str) -> Result<(), String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let program = folder.path().join("driver");
+    let label = format!("holdfast.run=t2-{}", std::process::id());
+    let create = docker.command().args(["create", "--label", &label, image]);
+    let container = command::run(&create).await.map_err(support::chain)?.stdout;
+    let container = container.trim();
+    let copy = docker
+        .command()
+        .args(["cp", &format!("{container}:/holdfast-driver")])
+        .arg(&program);
+    let copied = command::run(&copy).await.map_err(support::chain);
+    let remove = docker.command().args(["rm", container]);
+    command::run(&remove).await.map_err(support::chain)?;
+    copied?;
+    let bytes = fs::read(&program).map_err(|error| error.to_string())?;
+    let word = b"HOLDFAST_FAILPOINT";
+    if bytes.windows(word.len()).any(|window| window == word) {
+        return Err(format!("the driver of {image} has failpoints"));
+    }
+    Ok(())
 }
 
 /// A container of one role, as the chart runs it.

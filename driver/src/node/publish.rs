@@ -242,10 +242,17 @@ impl Job<'_> {
     fn mount(&self, staged: &Own) -> Result<(), Error> {
         let shown = self.staging.display();
         let at = mounted::at(&self.mounts, self.id, &self.staging, std::slice::from_ref(staged))?;
-        if at.is_none_or(|m| m.major != mounted::LOOP_MAJOR) {
+        let Some(at) = at.filter(|m| m.major == mounted::LOOP_MAJOR) else {
             return Err(unfit(
                 self.id,
                 format!("is not mounted at {shown}; call NodeStageVolume first"),
+            ));
+        };
+        // A writer would find out only when it writes.
+        if at.is_read_only() && !self.read_only {
+            return Err(unfit(
+                self.id,
+                format!("is staged at {shown} for reading only; unstage it, and stage it again for writing"),
             ));
         }
         if !self

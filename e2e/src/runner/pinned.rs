@@ -28,7 +28,9 @@ pub(super) async fn pinned(run: &Run, spec: &VolumeSpec) -> Result<(), ActError>
     // Where the volume is not, a pod waits; where nobody says where, it goes to the volume.
     let stray = create_pod(context, "stray", &claim, 0, &Placement::On(elsewhere)).await?;
     run.owns(&stray.uid);
-    stray.not_scheduled(context, "volume node affinity").await?;
+    stray
+        .not_scheduled(context, "PersistentVolume's node affinity")
+        .await?;
     stray.delete(context).await?;
     stray.gone(context).await?;
     let mut second = create_pod(context, "second", &claim, 0, &Placement::Anywhere).await?;
