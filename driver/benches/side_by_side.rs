@@ -305,6 +305,127 @@ async fn round(running: &Running, folder: &Path, node: &str) -> Option<f64> {
     Some(median(times))
 }
 
+/// ListVolumes and Probe while two clones of 1 GiB are made: the 99th percentile of each pair in ms; none without root, or where
+/// nothing is cloned.
+async fn beside_clones(running: &Running, folder: &Path, node: &str) -> Option<f64> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let large = |name: &str| pb::CreateVolumeRequest {
+        capacity_range: Some(pb::CapacityRange {
+            required_bytes: 1536 << 20,
+            limit_bytes: 0,
+        }),
+        ..create(name.to_owned())
+    };
+    let mut controller = running.controller();
+    let source = controller
+        .create_volume(large("source"))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
+    filled(running, folder, node, &source).await;
+    let clones: Vec<_> = ["clone-1", "clone-2"]
+        .map(|name| {
+            let mut controller = running.controller();
+            let id = source.volume_id.clone();
+            let request = pb::CreateVolumeRequest {
+                volume_content_source: Some(pb::VolumeContentSource {
+                    r#type: Some(pb::volume_content_source::Type::Volume(
+                        pb::volume_content_source::VolumeSource { volume_id: id },
+                    )),
+                }),
+                ..large(name)
+            };
+            tokio::spawn(async move { controller.create_volume(request).await.map(drop) })
+        })
+        .into();
+    let mut times = Vec::new();
+    let mut identity = IdentityClient::new(running.channel.clone());
+    while clones.iter().any(|clone| !clone.is_finished()) {
+        let since = Instant::now();
+        let request = pb::ListVolumesRequest {
+            max_entries: 100,
+            ..Default::default()
+        };
+        controller.list_volumes(request).await.unwrap();
+        identity.probe(pb::ProbeRequest {}).await.unwrap();
+        times.push(since.elapsed());
+    }
+    for clone in clones {
+        clone.await.unwrap().ok()?;
+    }
+    times.sort();
+    times.get(times.len() * 99 / 100).copied().map(millis)
+}
+
+/// Writes 1 GiB into a volume, as a pod would.
+async fn filled(running: &Running, folder: &Path, node: &str, volume: &pb::Volume) {
+    let text = |name: &str| folder.join(name).display().to_string();
+    let attach = pb::ControllerPublishVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        node_id: node.to_owned(),
+        volume_capability: Some(capability()),
+        ..Default::default()
+    };
+    let attached = running.controller().controller_publish_volume(attach).await;
+    let publish_context: HashMap<_, _> =
+        attached.map_or_else(|_| HashMap::new(), |reply| reply.into_inner().publish_context);
+    let mut client = NodeClient::new(running.channel.clone());
+    let stage = pb::NodeStageVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        publish_context: publish_context.clone(),
+        staging_target_path: text("stage"),
+        volume_capability: Some(capability()),
+        volume_context: volume.volume_context.clone(),
+        ..Default::default()
+    };
+    client.node_stage_volume(stage).await.unwrap();
+    let publish = pb::NodePublishVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        publish_context,
+        staging_target_path: text("stage"),
+        target_path: text("target"),
+        volume_capability: Some(capability()),
+        volume_context: volume.volume_context.clone(),
+        ..Default::default()
+    };
+    client.node_publish_volume(publish).await.unwrap();
+    let written = Command::new("dd")
+        .args([
+            "if=/dev/urandom",
+            "bs=1M",
+            "count=1024",
+            "conv=fsync",
+            "status=none",
+        ])
+        .arg(format!("of={}", folder.join("target/data").display()))
+        .status();
+    assert!(
+        written.is_ok_and(|status| status.success()),
+        "1 GiB is not written"
+    );
+    let unpublish = pb::NodeUnpublishVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        target_path: text("target"),
+    };
+    client.node_unpublish_volume(unpublish).await.unwrap();
+    let unstage = pb::NodeUnstageVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        staging_target_path: text("stage"),
+    };
+    client.node_unstage_volume(unstage).await.unwrap();
+    let detach = pb::ControllerUnpublishVolumeRequest {
+        volume_id: volume.volume_id.clone(),
+        node_id: node.to_owned(),
+        ..Default::default()
+    };
+    // A driver that does not attach does not detach either.
+    let _ = running.controller().controller_unpublish_volume(detach).await;
+}
+
 /// Name and unit of a figure, and the figure.
 type Figures = Vec<(&'static str, Option<f64>)>;
 
@@ -376,6 +497,10 @@ async fn measure(subject: &Subject, quick: bool) -> Figures {
     figures.push((
         "stage, publish, unpublish, unstage p50, ms",
         round(&running, path, "bench").await,
+    ));
+    figures.push((
+        "ListVolumes and Probe p99 beside two clones of 1 GiB, ms",
+        beside_clones(&running, path, "bench").await,
     ));
     running.stop();
     let clean = Command::new("find")
