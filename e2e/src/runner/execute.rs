@@ -200,7 +200,8 @@ impl Runner {
         };
         let tokens = (!alone).then(|| run.owned());
         let namespace = if acted.is_ok() {
-            run.context.remove_namespace().await
+            // That it goes is seen at the run's end: nothing of the next scenario needs to wait for it.
+            run.context.delete_namespace().await
         } else {
             Ok(())
         };

@@ -54,6 +54,26 @@ pub async fn namespaces(site: &Site, run: Option<&str>) -> Result<Vec<(String, S
     Ok(list.items.iter().map(|n| (n.name_any(), run(n))).collect())
 }
 
+/// Waits until no namespace of `run` is left.
+///
+/// # Errors
+/// With those that are.
+pub async fn namespaces_gone(site: &Site, run: &str) -> Result<(), CleanError> {
+    let look = || async {
+        match namespaces(site, Some(run)).await {
+            Ok(left) if left.is_empty() => Look::Holds(()),
+            Ok(left) => Look::NotYet(
+                left.into_iter()
+                    .map(|(name, _)| name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
+            Err(error) => Look::NotYet(error.to_string()),
+        }
+    };
+    Ok(wait::until("the namespaces of the run are gone", Limit::DELETE, look).await?)
+}
+
 /// Brings every node back, takes away what was planted, then removes the namespaces of `run` (or of every run) with their
 /// volumes, and waits until they are gone.
 ///

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::execute::{NAMESPACE_PREFIX, Runner, chain};
-use super::settle;
+use super::{interrupt, settle};
 use crate::cluster::observe;
 use crate::cluster::site::Site;
 use crate::history::{Outcome, What};
@@ -121,6 +121,9 @@ async fn together<'a>(
 }
 
 async fn whole(runner: &Runner, before: &Ledger) -> (Outcome, String) {
+    if let Err(error) = interrupt::namespaces_gone(&runner.site, &runner.run).await {
+        return (Outcome::Leaked, chain(&error));
+    }
     // On a cluster of somebody else the driver may have other users, whose volumes come and go.
     let ours = BTreeSet::from([String::from(NAMESPACE_PREFIX)]);
     let tokens = runner.site.host.is_none().then_some(&ours);

@@ -99,14 +99,23 @@ impl Context {
         .await
     }
 
+    /// Asks for the namespace's deletion; one that is gone is no error. Kubernetes waits 5 s before it begins with an empty one.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete_namespace(&self) -> Result<(), WorkloadError> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        self.delete(&namespaces, &self.namespace, &DeleteParams::default())
+            .await
+    }
+
     /// Removes the namespace with what is in it, and waits until it is gone.
     ///
     /// # Errors
     /// If it is not gone in its bound.
     pub async fn remove_namespace(&self) -> Result<(), WorkloadError> {
+        self.delete_namespace().await?;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        self.delete(&namespaces, &self.namespace, &DeleteParams::default())
-            .await?;
         self.gone(&namespaces, &self.namespace).await
     }
 
