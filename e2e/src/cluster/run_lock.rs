@@ -30,13 +30,25 @@ fn take(path: &Path) -> Result<Option<RunLock>, ClusterError> {
         .open(path)
         .map_err(at(path, "open"))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(RunLock {
-            path: path.to_owned(),
-            _file: file,
-        })),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(at(path, "lock")(error)),
+        Ok(()) => {}
+        // A program that the killed run was about to start has its files until it begins: it lets go at once.
+        Err(TryLockError::WouldBlock) if !owner_lives(path) => file.lock().map_err(at(path, "lock"))?,
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(at(path, "lock")(error)),
     }
+    std::fs::write(path, std::process::id().to_string()).map_err(at(path, "write"))?;
+    Ok(Some(RunLock {
+        path: path.to_owned(),
+        _file: file,
+    }))
+}
+
+/// Whether the process that wrote the lock is there; one whose number cannot be read has just been made.
+fn owner_lives(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim()
+        .parse::<u32>()
+        .map_or_else(|_| true, |pid| Path::new("/proc").join(pid.to_string()).exists())
 }
 
 impl RunLock {
@@ -94,6 +106,21 @@ fn orphans_in(root: &Path) -> Result<Vec<(String, RunLock)>, ClusterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_of_a_process_that_is_gone_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = path(root.path(), "killed", FRESH);
+        let heir = take(&path).unwrap().unwrap();
+        // As if it were that of a process which ended while another one still had its file open.
+        std::fs::write(&path, u32::MAX.to_string()).unwrap();
+        let waits = std::thread::spawn({
+            let path = path.clone();
+            move || take(&path).unwrap().is_some()
+        });
+        drop(heir);
+        assert!(waits.join().unwrap());
+    }
 
     #[test]
     fn a_lock_that_nobody_holds_stands_for_a_run_that_was_killed() {
