@@ -61,9 +61,12 @@ async fn dispatch(command: Command) -> anyhow::Result<Exit> {
 /// What is wrong with the input or the machine is the user's to mend; a program that failed is not.
 fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<ClusterError>() {
-        Some(ClusterError::Command { .. } | ClusterError::Api { .. } | ClusterError::Unreachable { .. }) => {
-            Exit::Infrastructure
-        }
+        Some(
+            ClusterError::Command { .. }
+            | ClusterError::Api { .. }
+            | ClusterError::Unreachable { .. }
+            | ClusterError::Wait(_),
+        ) => Exit::Infrastructure,
         Some(ClusterError::File { .. } | ClusterError::Yaml(_) | ClusterError::Setup(_)) | None => {
             Exit::Usage
         }

@@ -6,7 +6,7 @@ use super::args::{CacheCommand, ClusterCommand};
 use super::exit::Exit;
 use super::job::{sweep_clusters, told_to_stop};
 use crate::cluster::kind::{self, ClusterSpec};
-use crate::cluster::{cache_root, docker, images, label};
+use crate::cluster::{bring_up, cache_root, docker, images, label, node_logs, tear_down};
 use crate::progress::Progress;
 
 /// Runs one of them.
@@ -27,12 +27,13 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<Exit> {
             };
             up(&spec, &progress).await
         }
-        ClusterCommand::Down { name, all: false } => {
-            kind::down(&name).await.map(|()| Exit::Passed).map_err(Into::into)
-        }
+        ClusterCommand::Down { name, all: false } => tear_down::down(&name)
+            .await
+            .map(|()| Exit::Passed)
+            .map_err(Into::into),
         ClusterCommand::Down { all: true, .. } => {
             for name in kind::known()? {
-                kind::down(&name).await?;
+                tear_down::down(&name).await?;
             }
             // A process that was killed could not let go of the private daemon; one that is in use stays.
             if let Some(docker) = docker::existing().await {
@@ -48,7 +49,7 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<Exit> {
             Ok(Exit::Passed)
         }
         ClusterCommand::Logs { name, output } => {
-            kind::logs(&kind::find(&name)?, &output).await?;
+            node_logs::write(&kind::find(&name)?, &output).await?;
             println!("{}", output.display());
             Ok(Exit::Passed)
         }
@@ -59,7 +60,7 @@ async fn up(spec: &ClusterSpec, progress: &Progress) -> anyhow::Result<Exit> {
     sweep_clusters(progress).await?;
     let known = kind::state(&spec.name).exists();
     tokio::select! {
-        made = kind::up(spec, progress) => {
+        made = bring_up::up(spec, progress) => {
             let cluster = match made {
                 Ok(cluster) => cluster,
                 Err(error) => {
@@ -77,7 +78,7 @@ async fn up(spec: &ClusterSpec, progress: &Progress) -> anyhow::Result<Exit> {
             told?;
             progress.note("interrupted; cleaning up");
             if !known && kind::state(&spec.name).exists() {
-                kind::down(&spec.name).await?;
+                tear_down::down(&spec.name).await?;
             } else if let Some(docker) = docker::existing().await {
                 docker.release().await?;
             }

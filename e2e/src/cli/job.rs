@@ -11,11 +11,11 @@ use super::exit::Exit;
 use super::run::{RunFile, tell};
 use super::target::{Target, own_site};
 use crate::clock::Clock;
-use crate::cluster::deploy;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::kind::{self, ClusterSpec, Timers};
 use crate::cluster::run_lock::{self, RunLock};
 use crate::cluster::site::Site;
+use crate::cluster::{bring_up, deploy, tear_down};
 use crate::fault::{driver_ready, heal};
 use crate::history::{Recorder, What};
 use crate::progress::Progress;
@@ -51,10 +51,10 @@ pub(super) async fn sweep(target: &Target, progress: &Progress) -> anyhow::Resul
 
 /// Removes the clusters of runs that were killed.
 pub(super) async fn sweep_clusters(progress: &Progress) -> anyhow::Result<()> {
-    for (name, lock) in run_lock::orphans()? {
+    for (name, lock) in run_lock::orphans().await? {
         if kind::state(&name).exists() {
             progress.note(&format!("a run was killed: removing its cluster {name}"));
-            kind::down(&name).await?;
+            tear_down::down(&name).await?;
         }
         lock.forget();
     }
@@ -173,7 +173,7 @@ impl Run<'_> {
                     yes: self.args.cluster.yes,
                 };
                 let step = self.progress.step("cluster");
-                let cluster = kind::up(&spec, self.progress).await?;
+                let cluster = bring_up::up(&spec, self.progress).await?;
                 step.done();
                 cluster
             }
@@ -199,7 +199,7 @@ impl Run<'_> {
             .note("interrupted; cleaning up (once more: stop at once)");
         let cleaning = async {
             match self.target {
-                Target::Fresh(name) if kind::state(name).exists() => kind::down(name).await?,
+                Target::Fresh(name) if kind::state(name).exists() => tear_down::down(name).await?,
                 Target::Fresh(_) => {}
                 Target::Own(name) => {
                     let cluster = kind::find(name)?;
@@ -258,7 +258,7 @@ impl Run<'_> {
             return infrastructure(ended);
         }
         let step = self.progress.step("remove the cluster");
-        match (kind::down(name).await, ended) {
+        match (tear_down::down(name).await, ended) {
             (Ok(()), ended) => {
                 step.done();
                 forget();

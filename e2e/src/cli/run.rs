@@ -137,8 +137,8 @@ async fn start(args: &RunArgs, chosen: &[Scenario]) -> anyhow::Result<Exit> {
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("{} cannot be made; choose another by --output", folder.display()))?;
     let lock = match &target {
-        Target::Fresh(name) => Some(RunLock::of(name, true)?),
-        Target::Own(name) => Some(RunLock::of(name, false)?),
+        Target::Fresh(name) => Some(RunLock::of(name, true).await?),
+        Target::Own(name) => Some(RunLock::of(name, false).await?),
         Target::Existing(_) => None,
     };
     sweep(&target, &progress).await?;

@@ -1,4 +1,5 @@
 //! Real clusters: what they need on the machine, how they come up, how nothing of them stays.
+pub mod bring_up;
 pub mod chart;
 pub mod condition;
 pub mod deploy;
@@ -8,12 +9,18 @@ pub mod driver_image;
 pub mod existing;
 pub mod facts;
 pub mod host;
+mod image_contents;
+pub mod image_error;
 pub mod images;
 pub mod kind;
 pub mod label;
+mod libraries;
 pub mod node;
 pub mod node_image;
+pub mod node_logs;
+mod node_pods;
 mod node_rootfs;
+mod node_store;
 pub mod objects;
 pub mod observe;
 pub mod packages;
@@ -21,6 +28,7 @@ pub mod process;
 pub mod run_lock;
 pub mod shared;
 pub mod site;
+pub mod tear_down;
 pub mod tools;
 pub mod versions;
 pub mod wait;
@@ -94,6 +102,9 @@ pub enum ClusterError {
         /// Why.
         source: Box<kube::Error>,
     },
+    /// Something did not come about in its bound.
+    #[error(transparent)]
+    Wait(#[from] wait::WaitError),
     /// Something is missing or in the way, and the message says what to do.
     #[error("{0}")]
     Setup(String),

@@ -8,7 +8,7 @@ use super::label::remove_tree;
 use super::node_rootfs as rootfs;
 use super::tools::{go_build, key};
 use super::versions::{Image, Kubernetes, Source, Versions};
-use super::{ClusterError, at, cache_root, call, workspace_root};
+use super::{ClusterError, at, cache_root, call, node_pods, node_store, workspace_root};
 use crate::command::{self, Command};
 use crate::progress::Progress;
 use crate::retry::retry;
@@ -294,10 +294,11 @@ async fn assemble(
     call("tar -x of the root filesystem", &tar.timeout(LIMIT_STEP)).await?;
     step.done();
     let step = progress.step("node image: make the pods' images");
-    let archive = rootfs::pod_images(versions, source, &parts.module, &parts.bin, &root, &parts.work).await?;
+    let archive =
+        node_pods::pod_images(versions, source, &parts.module, &parts.bin, &root, &parts.work).await?;
     step.done();
     let step = progress.step("node image: put them into containerd's store");
-    rootfs::bake(&parts.bin, &root, &parts.work, &archive).await?;
+    node_store::bake(&parts.bin, &root, &parts.work, &archive).await?;
     step.done();
     let step = progress.step("node image: import into Docker");
     rootfs::install(source, &parts.module, &parts.bin, &root)?;

@@ -1,4 +1,5 @@
-//! Processes of a container, found on the host by the container's id in their cgroup: kind's nodes share the host's kernel.
+//! Processes on this host: of a container, found by its id in their cgroup, as kind's nodes share the host's kernel; or called
+//! with a word.
 use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
@@ -9,18 +10,25 @@ use crate::command::{Command, run};
 
 /// Every process of the container `id` (the hexadecimal part), or none where the container is gone.
 pub fn of_container(id: &str) -> Vec<Pid> {
+    matching(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(id)))
+}
+
+/// Every process that has `word` among the words it was called with.
+pub fn with_word(word: &str) -> Vec<Pid> {
+    matching(|pid| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|byte| *byte == 0).any(|arg| arg == word.as_bytes()))
+    })
+}
+
+fn matching(fits: impl Fn(i32) -> bool) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let numbers = entries
         .flatten()
         .filter_map(|e| e.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
-    numbers
-        .filter(|pid| {
-            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(id))
-        })
-        .map(Pid::from_raw)
-        .collect()
+    numbers.filter(|pid| fits(*pid)).map(Pid::from_raw).collect()
 }
 
 /// Sends `signal` to every process of the container; how many there were.
@@ -89,7 +97,27 @@ fn queued(shown: &str, socket: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
+
+    #[test]
+    fn a_process_is_found_by_a_whole_word_of_its_call() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo; read x", "a-word=of-this-test"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has its words once it speaks.
+        let mut line = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        assert_eq!(with_word("a-word=of-this-test"), [pid]);
+        assert_eq!(with_word("a-word=of-this"), []);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
 
     #[test]
     fn queues_of_one_socket_are_summed() {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::act::FaultError;
 use crate::clock::Limit;
-use crate::cluster::kind;
+use crate::cluster::bring_up;
 use crate::cluster::node::Loss;
 use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look};
@@ -62,7 +62,7 @@ pub async fn bring_back(site: &Site, node: &str) -> Result<(), FaultError> {
     wait::until(&format!("kubelet of {node} starts"), Limit::FAULT, look).await?;
     if was_off {
         // Once systemd answers: the node image makes device nodes of its own before.
-        kind::loop_devices(host).await?;
+        bring_up::loop_devices(host).await?;
     }
     let what = format!("node {node} is ready");
     wait::object(

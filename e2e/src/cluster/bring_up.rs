@@ -1,0 +1,239 @@
+//! Brings a cluster up by kind: network, nodes, what they need before the first pod; what a failure leaves is removed.
+use std::path::Path;
+use std::time::Duration;
+
+use super::docker::{self, Docker};
+use super::kind::{
+    Cluster, ClusterSpec, DATA_DIR, NETWORK, Timers, check_name, description_file, kind_command, state,
+};
+use super::node_image::{self, Way};
+use super::versions::Versions;
+use super::{ClusterError, at, call, host, label, node_logs, packages, tear_down, tools, workspace_root};
+use crate::progress::Progress;
+
+/// Loop device nodes that each node gets.
+pub const LOOPS: u32 = 256;
+/// Group of everything in the data folder.
+const STORAGE_GROUP: u32 = 2770;
+const LIMIT_CREATE: Duration = Duration::from_secs(240);
+const LIMIT_READY: Duration = Duration::from_secs(120);
+
+/// Brings a cluster up; what a failure leaves is removed.
+///
+/// # Errors
+/// With the step that failed, or if the name is taken.
+pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, ClusterError> {
+    check_name(&spec.name)?;
+    let versions = Versions::load()?;
+    let minor = versions.minor(spec.kubernetes.as_deref())?;
+    let folder = state(&spec.name);
+    if folder.exists() {
+        let name = &spec.name;
+        return Err(ClusterError::Setup(format!(
+            "a cluster {name} is there already; remove it with: holdfast cluster down {name}"
+        )));
+    }
+    packages::ensure(spec.yes, progress).await?;
+    host::ensure_space()?;
+    host::ensure_limits(progress)?;
+    let docker = docker::ensure(progress).await?;
+    let kind = tools::tool("kind", progress).await?;
+    let image = node_image::ensure(&versions, minor, spec.node_image, &docker, progress).await?;
+    let workers = (1..=spec.workers).map(|n| {
+        if n == 1 {
+            "worker".into()
+        } else {
+            format!("worker{n}")
+        }
+    });
+    let roles = std::iter::once(String::from("control-plane")).chain(workers);
+    let cluster = Cluster {
+        name: spec.name.clone(),
+        kubeconfig: folder.join("kubeconfig"),
+        nodes: roles.map(|role| format!("{}-{role}", spec.name)).collect(),
+        data_dir: folder.join("data"),
+        docker,
+        kubernetes: image.version,
+        timers: spec.timers,
+        way: image.way,
+        image: image.name,
+        kind,
+    };
+    // The folder is made first: whatever happens from here on, `cluster down` knows what to look for.
+    data_folder(&cluster.data_dir)?;
+    match create(&cluster, &folder, progress).await {
+        Ok(()) => Ok(cluster),
+        Err(error) => {
+            keep_logs(&cluster).await;
+            tear_down::remove(&cluster.name, &cluster.docker, &cluster.kind, progress).await?;
+            Err(error)
+        }
+    }
+}
+
+fn data_folder(path: &Path) -> Result<(), ClusterError> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    std::fs::create_dir_all(path).map_err(at(path, "create"))?;
+    chown(path, None, Some(STORAGE_GROUP)).map_err(at(path, "change the group of"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o2770)).map_err(at(path, "chmod"))
+}
+
+/// Kind's description of the cluster.
+fn description(cluster: &Cluster) -> Result<String, ClusterError> {
+    let read = |name: &str| {
+        let path = workspace_root().join("kind").join(name);
+        std::fs::read_to_string(&path).map_err(at(&path, "read"))
+    };
+    let mut nodes = String::new();
+    for (number, _) in cluster.nodes.iter().enumerate() {
+        let role = if number == 0 { "control-plane" } else { "worker" };
+        let host = cluster.data_dir.display();
+        nodes += &format!(
+            "- role: {role}\n  extraMounts:\n  - {{hostPath: \"{host}\", containerPath: {DATA_DIR}}}\n"
+        );
+    }
+    let timers = if cluster.timers == Timers::Fast {
+        read("timers-fast.yaml")?
+    } else {
+        String::new()
+    };
+    let own_cni = if cluster.way == Way::Source {
+        "true"
+    } else {
+        "false"
+    };
+    let text = read("cluster.yaml")?;
+    // Above its first key the template talks about itself.
+    let body: Vec<&str> = text.lines().skip_while(|line| line.starts_with('#')).collect();
+    Ok(body
+        .join("\n")
+        .replace("@NAME@", &cluster.name)
+        .replace("@OWN_CNI@", own_cni)
+        .replace("@NODES@", nodes.trim_end())
+        .replace("@TIMERS@", timers.trim_end()))
+}
+
+async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result<(), ClusterError> {
+    let config = description_file(&cluster.name);
+    std::fs::write(&config, description(cluster)?).map_err(at(&config, "write"))?;
+    network(&cluster.docker).await?;
+    let step = progress.step(&format!(
+        "create cluster {} ({} nodes, {})",
+        cluster.name,
+        cluster.nodes.len(),
+        cluster.kubernetes
+    ));
+    let spec = kind_command(&cluster.kind, &cluster.docker)
+        .args([
+            "create",
+            "cluster",
+            "--retain",
+            "--name",
+            &cluster.name,
+            "--image",
+            &cluster.image,
+            "--config",
+        ])
+        .arg(&config)
+        .arg("--kubeconfig")
+        .arg(&cluster.kubeconfig)
+        .timeout(LIMIT_CREATE);
+    call("kind create cluster", &spec).await?;
+    step.done();
+    let step = progress.step("nodes Ready");
+    let wait = |words: &'static [&'static str]| cluster.kubectl(words, LIMIT_READY + Duration::from_secs(10));
+    let (devices, ready, class) = tokio::join!(
+        loop_devices(cluster),
+        wait(&[
+            "wait",
+            "--for=condition=Ready",
+            "nodes",
+            "--all",
+            "--timeout=120s"
+        ]),
+        wait(&["delete", "storageclass", "standard", "--ignore-not-found"]),
+    );
+    devices?;
+    ready?;
+    class?;
+    step.done();
+    let step = progress.step("pods of kube-system Ready");
+    let (dns, proxy) = tokio::join!(
+        wait(&[
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--timeout=120s"
+        ]),
+        wait(&[
+            "-n",
+            "kube-system",
+            "rollout",
+            "status",
+            "daemonset/kube-proxy",
+            "--timeout=120s"
+        ]),
+    );
+    dns?;
+    proxy?;
+    wait(&[
+        "-n",
+        "kube-system",
+        "wait",
+        "--for=condition=Ready",
+        "pods",
+        "--all",
+        "--timeout=120s",
+    ])
+    .await?;
+    step.done();
+    let path = folder.join("cluster.json");
+    let text = serde_json::to_string_pretty(cluster).map_err(|e| ClusterError::Setup(e.to_string()))?;
+    // Renamed into place: who sees the file sees a whole cluster.
+    let fresh = folder.join("cluster.json.tmp");
+    std::fs::write(&fresh, text).map_err(at(&fresh, "write"))?;
+    std::fs::rename(&fresh, &path).map_err(at(&path, "rename"))
+}
+
+/// The network of our nodes, with our label; IPv4 only, so that a fault cuts off a node by one family.
+async fn network(docker: &Docker) -> Result<(), ClusterError> {
+    // Docker would make two of one name.
+    let _one = docker::lock("network").await?;
+    let found = docker.command().args([
+        "network",
+        "ls",
+        "--quiet",
+        "--filter",
+        &format!("name=^{NETWORK}$"),
+    ]);
+    if call("docker network ls", &found).await?.trim().is_empty() {
+        let label = format!("{}=network", label::LABEL);
+        let make = docker.command().args([
+            "network", "create", "--driver", "bridge", "--label", &label, NETWORK,
+        ]);
+        call("docker network create", &make).await?;
+    }
+    Ok(())
+}
+
+/// Makes the loop device nodes of every node: they are gone after its container was started again.
+///
+/// # Errors
+/// If a node does not answer.
+pub async fn loop_devices(cluster: &Cluster) -> Result<(), ClusterError> {
+    let last = LOOPS - 1;
+    let script =
+        format!("for n in $(seq 0 {last}); do [ -e /dev/loop$n ] || mknod -m 0660 /dev/loop$n b 7 $n; done");
+    for name in &cluster.nodes {
+        cluster.node(name).exec(&["sh", "-c", &script]).await?;
+    }
+    Ok(())
+}
+
+async fn keep_logs(cluster: &Cluster) {
+    let into = super::cache_root().join("failed").join(&cluster.name);
+    // A cluster that did not come up may have no logs; the error of its creation is what counts.
+    let _ = node_logs::write(cluster, &into).await;
+}
