@@ -1,5 +1,5 @@
 //! Names each step while it runs, and its time when it is over; plain lines where there is no terminal.
-use std::io::IsTerminal;
+use std::io::{BufRead, IsTerminal, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,18 @@ impl Progress {
     pub fn times(&self) -> Vec<(String, Duration)> {
         self.times.lock().map(|times| times.clone()).unwrap_or_default()
     }
+}
+
+/// Asks whoever sits at the terminal; without one the answer is no.
+pub fn consents(question: &str) -> bool {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return false;
+    }
+    let mut answer = String::new();
+    eprint!("{question} [y/N] ");
+    std::io::stderr().flush().is_ok()
+        && std::io::stdin().lock().read_line(&mut answer).is_ok()
+        && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
 impl Step {

@@ -1,5 +1,4 @@
 //! Which cluster a run works on: one of its own, one of `cluster up`, or one that somebody else made.
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +10,7 @@ use crate::cluster::driver::Driver;
 use crate::cluster::existing::{self, Existing};
 use crate::cluster::kind::{self, Cluster};
 use crate::cluster::site::Site;
-use crate::progress::Progress;
+use crate::progress::{Progress, consents};
 
 /// Which cluster.
 pub(super) enum Target {
@@ -70,7 +69,7 @@ pub(super) async fn resolve(
         workers.join(", ")
     );
     progress.note(&format!("cluster  {named}"));
-    if !(yes || consents()?) {
+    if !(yes || consents("make pods and volumes there, in namespaces hf-*?")) {
         bail!(
             "this cluster is not one of holdfast's: --yes consents to pods and volumes in namespaces hf-* on it"
         );
@@ -82,18 +81,6 @@ pub(super) async fn resolve(
         host: None,
     };
     Ok(Target::Existing(Box::new(Foreign { cluster, site, image })))
-}
-
-/// The one question; without a terminal the answer is no.
-fn consents() -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(false);
-    }
-    eprint!("make pods and volumes there, in namespaces hf-*? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// A cluster of ours as scenarios see it, by its own kubeconfig; the user's is never read.

@@ -1,5 +1,5 @@
 //! What is waited for on the cluster's objects, one function a condition.
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateWaiting, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
 
 use super::wait::Look;
@@ -19,6 +19,12 @@ pub fn is_bound(claim: &PersistentVolumeClaim) -> Look<String> {
             volume.as_deref().unwrap_or("none")
         )),
     }
+}
+
+/// Namespace and name of the claim that the PV is, or was, bound to.
+pub fn claim_of(pv: &PersistentVolume) -> Option<(&str, &str)> {
+    let claim = pv.spec.as_ref()?.claim_ref.as_ref()?;
+    Some((claim.namespace.as_deref()?, claim.name.as_deref()?))
 }
 
 /// The claim shows at least `bytes`, and no resize is under way.
@@ -97,30 +103,54 @@ pub fn is_unschedulable(pod: &Pod, why: &str) -> Look<()> {
     }
 }
 
-/// What the pod's containers wait for.
+/// What the pod, or each of its containers, waits for.
 fn waiting(pod: &Pod) -> String {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-    let words: Vec<_> = statuses
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let unscheduled = conditions
         .into_iter()
         .flatten()
-        .map(|c| {
-            let reason = c
-                .state
-                .as_ref()
-                .and_then(|s| s.waiting.as_ref())
-                .and_then(|w| w.reason.clone());
-            format!(
-                "{}: {}",
-                c.name,
-                reason.unwrap_or_else(|| String::from("not ready"))
-            )
-        })
-        .collect();
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(refusal) = unscheduled {
+        let why = refusal.message.as_deref().unwrap_or("no reason given");
+        return format!("not scheduled: {why}");
+    }
+    let word = |(name, waiting): (&str, Option<&ContainerStateWaiting>)| {
+        let reason = waiting.and_then(|w| w.reason.as_deref()).unwrap_or("not ready");
+        match waiting.and_then(|w| w.message.as_deref()) {
+            Some(message) => format!("{name}: {reason}: {message}"),
+            None => format!("{name}: {reason}"),
+        }
+    };
+    let words: Vec<_> = containers(pod).map(word).collect();
     if words.is_empty() {
         String::from("no container yet")
     } else {
         words.join(", ")
     }
+}
+
+/// The pod's containers, each with what it waits for.
+fn containers(pod: &Pod) -> impl Iterator<Item = (&str, Option<&ContainerStateWaiting>)> {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    statuses.into_iter().flatten().map(|status| {
+        let state = status.state.as_ref();
+        (status.name.as_str(), state.and_then(|s| s.waiting.as_ref()))
+    })
+}
+
+/// Whether a container waits for an image that its node cannot have, by kubelet's reasons (k8s.io/kubernetes:
+/// pkg/kubelet/images/types.go).
+pub fn lacks_image(pod: &Pod) -> bool {
+    const REASONS: [&str; 5] = [
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "RegistryUnavailable",
+    ];
+    containers(pod)
+        .filter_map(|(_, waiting)| waiting?.reason.as_deref())
+        .any(|reason| REASONS.contains(&reason))
 }
 
 /// The node is ready.
@@ -185,5 +215,40 @@ mod tests {
         let half = claim(serde_json::json!({"spec": {"volumeName": "pv"}, "status": {"phase": "Pending"}}));
         assert!(matches!(is_bound(&bound), Look::Holds(name) if name == "pv"));
         assert!(matches!(is_bound(&half), Look::NotYet(_)));
+    }
+
+    fn pod(status: serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "status": status})).unwrap()
+    }
+
+    #[rstest]
+    #[case::no_node(
+        serde_json::json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]}),
+        "phase Pending on no node, not scheduled: 0/3 nodes are available",
+        false
+    )]
+    #[case::no_image(
+        serde_json::json!({"phase": "Pending", "containerStatuses": [{
+            "name": "io", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image x"}}}]}),
+        "io: ImagePullBackOff: Back-off pulling image x",
+        true
+    )]
+    #[case::no_volume(
+        serde_json::json!({"phase": "Pending", "containerStatuses": [{
+            "name": "io", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
+        "io: ContainerCreating",
+        false
+    )]
+    fn a_pod_that_does_not_start_tells_what_it_waits_for(
+        #[case] status: serde_json::Value,
+        #[case] says: &str,
+        #[case] image: bool,
+    ) {
+        let pod = pod(status);
+        assert!(matches!(is_ready(&pod), Look::NotYet(seen) if seen.contains(says)));
+        assert_eq!(lacks_image(&pod), image);
     }
 }

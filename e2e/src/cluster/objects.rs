@@ -7,6 +7,7 @@ use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
+use super::condition::claim_of;
 use super::driver::Driver;
 use crate::ledger::{Kind, LivePod, Object};
 
@@ -155,10 +156,7 @@ impl Listed {
 fn volume(driver: &Driver, pv: &PersistentVolume) -> Option<Object> {
     let spec = pv.spec.as_ref()?;
     let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver.name)?;
-    let claim = spec.claim_ref.as_ref().map(|c| {
-        let (namespace, name) = (c.namespace.as_deref(), c.name.as_deref());
-        format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
-    });
+    let claim = claim_of(pv).map(|(namespace, name)| format!("{namespace}/{name}"));
     let mut owner = format!("volume {}", csi.volume_handle);
     match &claim {
         Some(claim) => owner.push_str(&format!(", claim {claim}")),

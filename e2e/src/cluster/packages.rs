@@ -1,10 +1,9 @@
 //! Debian packages that a cluster needs on this machine, and the one consent to install them.
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use super::{ClusterError, call};
 use crate::command::{self, Command};
-use crate::progress::Progress;
+use crate::progress::{Progress, consents};
 
 /// A program and the package that holds it.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +103,8 @@ pub async fn ensure(yes: bool, progress: &Progress) -> Result<(), ClusterError> 
             "missing on this machine: {list}; as root: {fix}"
         )));
     }
-    if !(yes || std::env::var("CI").is_ok_and(|v| v == "true") || asked(&list)) {
+    let question = format!("holdfast needs these Debian packages: {list}. Install them now?");
+    if !(yes || std::env::var("CI").is_ok_and(|v| v == "true") || consents(&question)) {
         return Err(ClusterError::Setup(format!(
             "missing on this machine: {list}; run again with --yes, or: {fix}"
         )));
@@ -125,16 +125,4 @@ pub async fn ensure(yes: bool, progress: &Progress) -> Result<(), ClusterError> 
     call("apt-get install", &install).await?;
     step.done();
     Ok(())
-}
-
-/// The one question; without a terminal the answer is no.
-fn asked(list: &str) -> bool {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return false;
-    }
-    let mut answer = String::new();
-    eprint!("holdfast needs these Debian packages: {list}. Install them now? [y/N] ");
-    std::io::stderr().flush().is_ok()
-        && std::io::stdin().lock().read_line(&mut answer).is_ok()
-        && answer.trim().eq_ignore_ascii_case("y")
 }

@@ -9,11 +9,10 @@ use super::target::{CONTROLLER, Container, NODE, container};
 use crate::clock::Limit;
 use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look, WaitError};
-use crate::cluster::{ClusterError, process};
+use crate::cluster::{ClusterError, chart, process};
 
 /// The driver's socket, as the sidecars and kubelet dial it.
 const SOCKET: &str = "csi.sock";
-const DRIVER: &str = "driver";
 
 /// Why a fault did not happen as meant; the scenario is Broken then, never Passed.
 #[derive(Debug, thiserror::Error)]
@@ -109,8 +108,8 @@ impl Held {
 /// If there is none, or it does not stop.
 pub async fn hold(site: &Site, what: Hold, node: &str) -> Result<Held, FaultError> {
     let containers = match what {
-        Hold::Controller => site.containers(CONTROLLER, None, DRIVER).await?,
-        Hold::NodePlugin => site.containers(NODE, Some(node), DRIVER).await?,
+        Hold::Controller => site.containers(CONTROLLER, None, chart::DRIVER_CONTAINER).await?,
+        Hold::NodePlugin => site.containers(NODE, Some(node), chart::DRIVER_CONTAINER).await?,
     };
     let held = Held { containers };
     for container in &held.containers {

@@ -200,73 +200,72 @@ fn follow<'a>(alive: &mut BTreeSet<&'a str>, what: &'a What, handle: &str) {
 
 /// Whether an event names its volume by the driver's id, not by the PV.
 fn is_of_handle(what: &What) -> bool {
-    match what {
-        What::Mount { path, .. } => path.ends_with("/globalmount"),
-        What::Loop { .. } => true,
-        What::Object { .. }
-        | What::RunStarted { .. }
-        | What::Step { .. }
-        | What::ScenarioStarted
-        | What::Phase { .. }
-        | What::Waited { .. }
-        | What::Fault { .. }
-        | What::Blocks { .. }
-        | What::Planted { .. }
-        | What::Difference { .. }
-        | What::ScenarioEnded { .. }
-        | What::RunEnded { .. } => false,
+    if let What::Mount { path, .. } = what {
+        path.ends_with("/globalmount")
+    } else {
+        matches!(what, What::Loop { .. })
     }
 }
 
+/// The step that an event shows of `volume`, whose staging folder and image are called so.
 fn step(what: &What, volume: &Owned, folder: &str, image: &str) -> Option<Step> {
-    let up = |change: &Change, step: Step| {
-        if *change == Change::Present {
-            step
-        } else {
-            step.opposite()
-        }
+    let (change, step) = if let What::Object {
+        change,
+        kind,
+        name,
+        facts,
+        ..
+    } = what
+    {
+        (change, shown(*change, kind, name, facts, volume)?)
+    } else if let What::Mount {
+        change, node, path, ..
+    } = what
+    {
+        (change, mounted(node, path, volume, folder)?)
+    } else if let What::Loop { change, backing, .. } = what
+        && volume.block
+        && backing.contains(image)
+    {
+        (change, Step::Staged(String::from("its node")))
+    } else {
+        return None;
     };
-    match what {
-        What::Object {
-            change, kind, name, ..
-        } if kind == "PersistentVolume" && *name == volume.pv => Some(up(change, Step::Created)),
-        What::Object {
-            change, kind, facts, ..
-        } if kind == "VolumeAttachment" && facts.get("pv") == Some(&volume.pv) => {
-            let node = facts.get("node").cloned().unwrap_or_default();
+    Some(if *change == Change::Present {
+        step
+    } else {
+        step.opposite()
+    })
+}
+
+fn shown(
+    change: Change,
+    kind: &str,
+    name: &str,
+    facts: &BTreeMap<String, String>,
+    volume: &Owned,
+) -> Option<Step> {
+    match kind {
+        "PersistentVolume" if name == volume.pv => Some(Step::Created),
+        "VolumeAttachment" if facts.get("pv") == Some(&volume.pv) => {
             let attached = facts.get("attached").is_some_and(|attached| attached == "true");
-            (attached || *change == Change::Gone).then(|| up(change, Step::Attached(node)))
+            let node = facts.get("node").cloned().unwrap_or_default();
+            (attached || change == Change::Gone).then_some(Step::Attached(node))
         }
-        What::Mount {
-            change, node, path, ..
-        } => {
-            if !volume.block && path.ends_with("/globalmount") && path.contains(folder) {
-                return Some(up(change, Step::Staged(node.clone())));
-            }
-            let published = if volume.block {
-                path.contains(&format!("/volumeDevices/publish/{}/", volume.pv))
-            } else {
-                path.ends_with(&format!("/volumes/kubernetes.io~csi/{}/mount", volume.pv))
-            };
-            published.then(|| up(change, Step::Published(node.clone(), path.clone())))
-        }
-        What::Loop { change, backing, .. } if volume.block && backing.contains(image) => {
-            Some(up(change, Step::Staged(String::from("its node"))))
-        }
-        What::Object { .. }
-        | What::Loop { .. }
-        | What::RunStarted { .. }
-        | What::Step { .. }
-        | What::ScenarioStarted
-        | What::Phase { .. }
-        | What::Waited { .. }
-        | What::Fault { .. }
-        | What::Blocks { .. }
-        | What::Planted { .. }
-        | What::Difference { .. }
-        | What::ScenarioEnded { .. }
-        | What::RunEnded { .. } => None,
+        _ => None,
     }
+}
+
+fn mounted(node: &str, path: &str, volume: &Owned, folder: &str) -> Option<Step> {
+    if !volume.block && path.ends_with("/globalmount") && path.contains(folder) {
+        return Some(Step::Staged(node.to_owned()));
+    }
+    let published = if volume.block {
+        path.contains(&format!("/volumeDevices/publish/{}/", volume.pv))
+    } else {
+        path.ends_with(&format!("/volumes/kubernetes.io~csi/{}/mount", volume.pv))
+    };
+    published.then(|| Step::Published(node.to_owned(), path.to_owned()))
 }
 
 #[cfg(test)]

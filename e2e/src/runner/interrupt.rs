@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::clock::Limit;
 use crate::cluster::ClusterError;
+use crate::cluster::condition::claim_of;
 use crate::cluster::site::Site;
 use crate::cluster::wait::{self, Look, WaitError};
 use crate::fault::{self, FaultError};
@@ -54,13 +55,13 @@ pub async fn namespaces(site: &Site, run: Option<&str>) -> Result<Vec<(String, S
     Ok(list.items.iter().map(|n| (n.name_any(), run(n))).collect())
 }
 
-/// Waits until no namespace of `run` is left.
+/// Waits until no namespace of `run`, or of any run, is left.
 ///
 /// # Errors
 /// With those that are.
-pub async fn namespaces_gone(site: &Site, run: &str) -> Result<(), CleanError> {
+pub async fn namespaces_gone(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
     let look = || async {
-        match namespaces(site, Some(run)).await {
+        match namespaces(site, run).await {
             Ok(left) if left.is_empty() => Look::Holds(()),
             Ok(left) => Look::NotYet(
                 left.into_iter()
@@ -112,9 +113,7 @@ pub async fn clean(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
             Err(error) => return Err(api("delete a namespace")(error)),
         }
     }
-    for name in &ours {
-        wait::gone(&all, &format!("namespace {name} is gone"), name, Limit::DELETE).await?;
-    }
+    namespaces_gone(site, run).await?;
     let look = || async {
         match of(site, &ours).await {
             Ok(left) if left.is_empty() => Look::Holds(()),
@@ -132,10 +131,7 @@ async fn of(site: &Site, namespaces: &[String]) -> Result<Vec<String>, CleanErro
         .await
         .map_err(api("list the volumes"))?;
     let is_ours = |pv: &&PersistentVolume| {
-        let claim = pv.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
-        claim
-            .and_then(|claim| claim.namespace.as_ref())
-            .is_some_and(|namespace| namespaces.contains(namespace))
+        claim_of(pv).is_some_and(|(namespace, _)| namespaces.iter().any(|ours| ours == namespace))
     };
     Ok(list
         .items

@@ -6,6 +6,7 @@ use kube::{Api, ResourceExt};
 
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
+use crate::cluster::condition::claim_of;
 use crate::cluster::wait::{self, Look};
 use crate::fault::{FaultError, Phase};
 use crate::id::folder_of;
@@ -127,14 +128,8 @@ async fn volume(run: &Run, scene: &Scene<'_>) -> Result<Option<PersistentVolume>
         .list(&ListParams::default())
         .await
         .map_err(api("list the volumes"))?;
-    let is_its = |pv: &PersistentVolume| {
-        let claim = pv.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
-        claim.is_some_and(|claim| {
-            claim.name.as_deref() == Some(scene.claim)
-                && claim.namespace.as_deref() == Some(run.context.namespace.as_str())
-        })
-    };
-    Ok(list.items.into_iter().find(is_its))
+    let its = (run.context.namespace.as_str(), scene.claim);
+    Ok(list.items.into_iter().find(|pv| claim_of(pv) == Some(its)))
 }
 
 async fn attachment(run: &Run, scene: &Scene<'_>) -> Result<Option<VolumeAttachment>, ActError> {

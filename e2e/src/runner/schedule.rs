@@ -121,7 +121,7 @@ async fn together<'a>(
 }
 
 async fn whole(runner: &Runner, before: &Ledger) -> (Outcome, String) {
-    if let Err(error) = interrupt::namespaces_gone(&runner.site, &runner.run).await {
+    if let Err(error) = interrupt::namespaces_gone(&runner.site, Some(&runner.run)).await {
         return (Outcome::Leaked, chain(&error));
     }
     // On a cluster of somebody else the driver may have other users, whose volumes come and go.
