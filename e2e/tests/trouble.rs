@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use holdfast_e2e::cluster::docker;
 use holdfast_e2e::cluster::kind::Cluster;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::mount::{MsFlags, mount, umount};
@@ -183,13 +184,38 @@ fn is_gone(desk: &Desk, name: &str) -> Result<(), Failed> {
         .output()?;
     let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
     check(!loops.contains(&path), || format!("a loop device stays: {loops}"))?;
-    // Containers of a node carry its name; the daemon may be gone with its last user, which is as good.
-    let processes = Command::new("ps").args(["-eo", "args"]).output()?;
-    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
     let node = format!("--hostname {name}-");
-    check(!processes.contains(&node), || {
-        String::from("a node's process stays")
+    check(!processes()?.contains(&node), || {
+        String::from("a node is still being made")
+    })?;
+    let containers = containers(name)?;
+    check(containers.is_empty(), || {
+        format!("containers of {name} stay: {containers}")
     })
+}
+
+/// The command lines of every process.
+fn processes() -> Result<String, Failed> {
+    let output = Command::new("ps").args(["-eo", "args"]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The nodes of a cluster that Docker has, running or not; a private daemon that is gone with its last user has none.
+fn containers(name: &str) -> Result<String, Failed> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let Some(docker) = runtime.block_on(docker::existing()) else {
+        return Ok(String::new());
+    };
+    let filter = format!("label=io.x-k8s.kind.cluster={name}");
+    let output = Command::new("docker")
+        .args(["ps", "--all", "--quiet", "--filter", &filter])
+        .env("DOCKER_HOST", &docker.host)
+        .output()?;
+    check(output.status.success(), || {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    })?;
+    runtime.block_on(docker.release())?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn no_space() -> Result<(), Failed> {
@@ -250,17 +276,18 @@ fn stopped() -> Result<(), Failed> {
 }
 
 fn moments(desk: &Desk) -> Result<(), Failed> {
-    // A run is killed while its cluster comes up: `cluster up` finds what it left.
+    // A run is killed as it calls kind: the next one finds what it left, whatever its children still have open.
     let mut run = desk.start(&["run", "retain", "--yes", "--output", "killed"]);
     run.says("create cluster hf-", LIMIT_COLD)?;
-    let orphan = desk.left().pop().unwrap_or_default();
-    run.tell(Signal::SIGKILL);
-    check(run.ends()?.is_none(), || {
-        String::from("killed, and yet it ended by itself")
-    })?;
-    check(desk.state().join(&orphan).exists(), || {
-        String::from("it left nothing to find")
-    })?;
+    let first = killed(desk, run)?;
+
+    // That one is killed while Docker makes its nodes, which nobody can call back: `cluster up` finds what it left.
+    let mut run = desk.start(&["run", "retain", "--yes", "--output", "again"]);
+    run.says("a run was killed", LIMIT)?;
+    run.says("create cluster hf-", LIMIT)?;
+    is_gone(desk, &first)?;
+    until("a node is made", || Ok(processes()?.contains("--hostname hf-")))?;
+    let orphan = killed(desk, run)?;
 
     // Ctrl-C while a cluster comes up.
     let mut up = desk.start(&["cluster", "up", "--name", "early", "--yes"]);
@@ -324,31 +351,80 @@ fn moments(desk: &Desk) -> Result<(), Failed> {
     until("a namespace of the run", || Ok(!namespaces()?.is_empty()))?;
     run.tell(Signal::SIGKILL);
     run.ends()?;
-    let mut run = desk.start(&["run", "retain", "--on", "lasting", "--yes", "--output", "next"]);
-    run.says("remove what a killed run has left", LIMIT)?;
+    never_starts(desk, &cluster)?;
+    let run = desk.start(&["run", "retain", "--on", "lasting", "--yes", "--output", "next"]);
     check(run.ends()? == Some(0), || {
-        String::from("the run after a killed one does not pass")
+        String::from("the run after a failed one does not pass")
     })?;
     untouched(&cluster, &desk.state())?;
-
-    // A replay of what was interrupted is a run like any other.
-    let replay = [
-        "replay",
-        "next",
-        "--scenario",
-        "retain",
-        "--on",
-        "lasting",
-        "--yes",
-    ];
-    check(desk.start(&replay).ends()? == Some(0), || {
-        String::from("a replay does not pass")
-    })?;
     let down = desk.command(&["cluster", "down", "lasting"]).output()?;
     check(down.status.success(), || {
         String::from_utf8_lossy(&down.stderr).into_owned()
     })?;
     is_gone(desk, "lasting")
+}
+
+/// A pod that no node takes: the run removes what the one before it left, says what is wrong, leaves nothing, and what it
+/// prints runs it again. The driver is there already, as the run before was killed.
+fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<(), Failed> {
+    let workers = [
+        "taint",
+        "nodes",
+        "--selector",
+        "!node-role.kubernetes.io/control-plane",
+    ];
+    kubectl(
+        cluster,
+        &[&workers[..], &["holdfast.test/closed=:NoSchedule"]].concat(),
+    )?;
+    let words = [
+        "run",
+        "lifecycle-ext4",
+        "--on",
+        "lasting",
+        "--yes",
+        "--output",
+        "closed",
+    ];
+    let output = desk.command(&words).output()?;
+    kubectl(cluster, &[&workers[..], &["holdfast.test/closed-"]].concat())?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    check(said.contains("remove what a killed run has left"), || {
+        said.clone()
+    })?;
+    check(output.status.code() == Some(100), || {
+        format!("{:?}: {told}\n{said}", output.status)
+    })?;
+    for word in [
+        "pod data-pod runs not in 120s",
+        "not scheduled: 0/3 nodes are available",
+        "event: Pod data-pod: FailedScheduling",
+    ] {
+        check(told.contains(word), || format!("no {word:?} in:\n{told}"))?;
+    }
+    untouched(cluster, &desk.state())?;
+    let line = told.lines().find_map(|line| line.trim().strip_prefix("replay "));
+    let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+    check(words.first() == Some(&"holdfast"), || told.clone())?;
+    check(
+        desk.start(words.get(1..).unwrap_or_default()).ends()? == Some(0),
+        || String::from("the replay on a cluster that takes pods does not pass"),
+    )?;
+    check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))
+}
+
+/// Kills a run whose cluster comes up; the cluster's name.
+fn killed(desk: &Desk, run: Running) -> Result<String, Failed> {
+    let orphan = desk.left().pop().unwrap_or_default();
+    run.tell(Signal::SIGKILL);
+    check(run.ends()?.is_none(), || {
+        String::from("killed, and yet it ended by itself")
+    })?;
+    check(desk.state().join(&orphan).exists(), || {
+        String::from("it left nothing to find")
+    })?;
+    Ok(orphan)
 }
 
 /// The cluster is as it was before the run: no namespace, volume or driver of it, and every kubelet active.

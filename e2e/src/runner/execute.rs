@@ -68,13 +68,15 @@ pub(super) enum ActError {
 }
 
 impl ActError {
-    /// A fault that missed, a cluster that cannot be read: nothing was proved. All else is the subject's.
+    /// A fault that missed, a cluster that cannot be read, an image that is not there: nothing was proved. All else is the subject's.
     fn outcome(&self) -> Outcome {
         match self {
             Self::Workload(WorkloadError::Wait { .. } | WorkloadError::Unmet { .. }) | Self::Wait(_) => {
                 Outcome::Failed
             }
-            Self::Workload(WorkloadError::Api { .. } | WorkloadError::Cluster(_))
+            Self::Workload(
+                WorkloadError::NoImage { .. } | WorkloadError::Api { .. } | WorkloadError::Cluster(_),
+            )
             | Self::Fault(_)
             | Self::Cluster(_)
             | Self::Panic(_) => Outcome::Broken,

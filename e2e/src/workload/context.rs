@@ -47,6 +47,14 @@ pub enum WorkloadError {
         /// The events of the namespace.
         events: String,
     },
+    /// A pod's image cannot be had where it is to run: nothing of the driver was tried.
+    #[error("{wait}{events}")]
+    NoImage {
+        /// What, and what was seen.
+        wait: WaitError,
+        /// The events of the namespace.
+        events: String,
+    },
     /// Something that must hold did not.
     #[error("expected {expected}; seen {seen}")]
     Unmet {

@@ -145,17 +145,28 @@ impl Consumer {
     /// Waits until it runs.
     ///
     /// # Errors
-    /// If it does not in its bound.
+    /// If it does not in its bound; [`WorkloadError::NoImage`] where that is no volume's fault.
     pub async fn running(&mut self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         let what = format!("pod {} runs", self.name);
-        self.node = context
-            .waited(
-                &what,
-                wait::object(&pods, &what, &self.name, Limit::POD, condition::is_ready),
-            )
-            .await?;
-        Ok(())
+        let ready = wait::object(&pods, &what, &self.name, Limit::POD, condition::is_ready);
+        let error = match context.waited(&what, ready).await {
+            Ok(node) => {
+                self.node = node;
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let pod = pods
+            .get_opt(&self.name)
+            .await
+            .map_err(context.api("read a pod"))?;
+        if pod.is_some_and(|pod| condition::lacks_image(&pod))
+            && let WorkloadError::Wait { wait, events } = error
+        {
+            return Err(WorkloadError::NoImage { wait, events });
+        }
+        Err(error)
     }
 
     /// Waits until the scheduler has refused it with `why` among its reasons.
