@@ -3,6 +3,9 @@ use super::{acknowledged_data, bounded_time, lifecycle, no_leak, one_node, singl
 use crate::history::{Event, Outcome};
 use crate::ledger::Diff;
 
+/// API and kernel are seen by different watches: what both show within this time has no order.
+pub(super) const SAME_MS: u64 = 300;
+
 /// The names of all invariants, as scenarios except them.
 pub const NAMES: [&str; 6] = [
     "lifecycle",
