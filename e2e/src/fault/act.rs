@@ -59,7 +59,7 @@ pub struct Waiting {
 /// Processes that stand still until this is let go, which dropping it does, too.
 #[derive(Debug)]
 pub struct Held {
-    containers: Vec<Container>,
+    pub(super) containers: Vec<Container>,
 }
 
 impl Drop for Held {
@@ -77,29 +77,34 @@ impl Held {
     /// # Errors
     /// [`FaultError::Wait`] where none comes: the operation was over already, or never began.
     pub async fn sees_a_call(&self) -> Result<Waiting, FaultError> {
-        let look = || async {
-            for held in &self.containers {
-                if !process::is_stopped(&held.id) {
-                    return Look::Never(format!("{} of {} is not stopped", held.name, held.pod));
-                }
-                match process::waiting_calls(&held.id, SOCKET).await {
-                    Ok(0) => {}
-                    Ok(waiting) => {
-                        return Look::Holds(Waiting {
-                            at: held.clone(),
-                            seen: format!(
-                                "{waiting} bytes or connections wait at the driver of {}",
-                                held.pod
-                            ),
-                        });
-                    }
-                    Err(error) => return Look::NotYet(error.to_string()),
-                }
-            }
-            Look::NotYet(String::from("nothing waits at the driver's socket"))
-        };
-        Ok(wait::until("a call waits at the held driver", Limit::CALL, look).await?)
+        called(&self.containers).await
     }
+}
+
+/// Waits until a call waits at one of `containers`, which are held.
+pub(super) async fn called(containers: &[Container]) -> Result<Waiting, FaultError> {
+    let look = || async {
+        for held in containers {
+            if !process::is_stopped(&held.id) {
+                return Look::Never(format!("{} of {} is not stopped", held.name, held.pod));
+            }
+            match process::waiting_calls(&held.id, SOCKET).await {
+                Ok(0) => {}
+                Ok(waiting) => {
+                    return Look::Holds(Waiting {
+                        at: held.clone(),
+                        seen: format!(
+                            "{waiting} bytes or connections wait at the driver of {}",
+                            held.pod
+                        ),
+                    });
+                }
+                Err(error) => return Look::NotYet(error.to_string()),
+            }
+        }
+        Look::NotYet(String::from("nothing waits at the driver's socket"))
+    };
+    Ok(wait::until("a call waits at the held driver", Limit::CALL, look).await?)
 }
 
 /// Stops the driver where `what` says; on `node` for the node plugin.
@@ -111,6 +116,11 @@ pub async fn hold(site: &Site, what: Hold, node: &str) -> Result<Held, FaultErro
         Hold::Controller => site.containers(CONTROLLER, None, chart::DRIVER_CONTAINER).await?,
         Hold::NodePlugin => site.containers(NODE, Some(node), chart::DRIVER_CONTAINER).await?,
     };
+    still(containers).await
+}
+
+/// Stops these, and waits until they are.
+pub(super) async fn still(containers: Vec<Container>) -> Result<Held, FaultError> {
     let held = Held { containers };
     for container in &held.containers {
         process::signal(&container.id, Signal::SIGSTOP)?;
@@ -121,7 +131,7 @@ pub async fn hold(site: &Site, what: Hold, node: &str) -> Result<Held, FaultErro
             Some(c) => Look::NotYet(format!("{} of {} runs", c.name, c.pod)),
         }
     };
-    wait::until("the driver stands still", Limit::CALL, look).await?;
+    wait::until("who is held stands still", Limit::CALL, look).await?;
     Ok(held)
 }
 
@@ -147,7 +157,7 @@ pub async fn strike(
     }
 }
 
-async fn leading(site: &Site, sidecar: &'static str) -> Result<Container, FaultError> {
+pub(super) async fn leading(site: &Site, sidecar: &'static str) -> Result<Container, FaultError> {
     let pod = site.leader(sidecar).await?;
     site.container_of(&pod, sidecar).await
 }
@@ -185,10 +195,7 @@ fn short(id: &str) -> &str {
 
 /// The leader's pod is deleted without grace; the effect is another leader.
 async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, FaultError> {
-    let sidecar = match phase {
-        Phase::Attaching | Phase::Detaching => "csi-attacher",
-        Phase::Provisioning | Phase::Mounting | Phase::Unmounting | Phase::Deleting => "csi-provisioner",
-    };
+    let sidecar = phase.caller();
     let before = site.leader(sidecar).await?;
     let uid = site
         .pods()
@@ -201,7 +208,12 @@ async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, Fa
         .delete(&before, &now)
         .await
         .map_err(FaultError::api("delete the leader's pod"))?;
-    drop(held);
+    // Who stands still in the lost pod alone is not to hear an answer before it ends.
+    let deaf = held
+        .containers
+        .iter()
+        .all(|held| held.pod == before)
+        .then_some(held);
     let what = format!("{sidecar} has another leader than {before}");
     let look = || async {
         match site.leader(sidecar).await {
@@ -211,6 +223,7 @@ async fn lose_leader(site: &Site, phase: Phase, held: Held) -> Result<String, Fa
         }
     };
     let seen = wait::until(&what, Limit::FAULT, look).await?;
+    drop(deaf);
     match site
         .pods()
         .get_opt(&before)

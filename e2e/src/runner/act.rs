@@ -9,7 +9,7 @@ use super::{clone, fencing, leaders, limits, modify, pinned};
 use crate::clock::Limit;
 use crate::cluster::driver::Class;
 use crate::cluster::wait::{self, Look};
-use crate::fault::{self, Fault, Held, Hold, Phase};
+use crate::fault::{self, Fault, Held, Hold, Moment, Phase};
 use crate::history::What;
 use crate::workload::{
     Claim, Consumer, Moving, Placement, VolumeSpec, Workload, create_claim, create_pod, plant,
@@ -303,6 +303,14 @@ async fn strike(run: &Run, phases: &[Phase], scene: &Scene<'_>, held: Option<Hel
     fault_seen(run, &name, "held", &waiting.seen);
     let seen = phase::under_way(run, fault.at, scene).await?;
     fault_seen(run, &name, "under way", &seen);
+    let held = match fault.call {
+        Moment::Waiting => held,
+        Moment::Answered => {
+            let (deaf, seen) = fault::unheard(&run.site, fault.at, held).await?;
+            fault_seen(run, &name, "answered", &seen);
+            deaf
+        }
+    };
     let seen = fault::strike(&run.site, fault.kill, fault.at, scene.node, held, &waiting).await?;
     fault_seen(run, &name, "took effect", &seen);
     Ok(())

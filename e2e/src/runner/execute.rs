@@ -11,7 +11,7 @@ use crate::cluster::ClusterError;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::site::Site;
 use crate::cluster::wait::WaitError;
-use crate::fault::{self, FaultError, driver_ready};
+use crate::fault::{self, Fault, FaultError, driver_ready};
 use crate::history::{self, Event, Outcome, Recorder, What};
 use crate::id::folder_of;
 use crate::invariant;
@@ -147,6 +147,10 @@ fn wrong_exception(scenario: &Scenario) -> Option<String> {
     })
 }
 
+fn wrong_fault(scenario: &Scenario) -> Option<String> {
+    scenario.faults.iter().find_map(Fault::wrong)
+}
+
 impl Runner {
     /// Runs one scenario as `name`; the outcome is in the history.
     pub async fn execute(&self, scenario: &Scenario, name: &str) {
@@ -169,7 +173,7 @@ impl Runner {
             self.recorder.record(Some(name), What::Phase { phase });
         };
         phase("prepare");
-        if let Some(why) = wrong_exception(scenario) {
+        if let Some(why) = wrong_exception(scenario).or_else(|| wrong_fault(scenario)) {
             return (Outcome::Broken, format!("prepare: {why}"));
         }
         let run = Arc::new(self.prepare(scenario, name));
@@ -372,6 +376,13 @@ mod tests {
             all.iter().any(|s| !s.except.is_empty()),
             "no scenario excepts anything"
         );
+    }
+
+    #[test]
+    fn every_fault_of_the_catalogue_can_be_done_as_it_is_written() {
+        let all = catalogue(&workspace_root().join("e2e/scenarios")).unwrap();
+        let wrong: Vec<_> = all.iter().filter_map(wrong_fault).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 
     #[rstest]
