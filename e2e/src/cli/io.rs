@@ -28,8 +28,16 @@ pub async fn io(command: IoCommand) -> anyhow::Result<Exit> {
 /// Writes until enough is written, then stays until it is told to end.
 async fn write(args: &IoArgs) -> anyhow::Result<Exit> {
     let mut end = signal(SignalKind::terminate())?;
+    if args.blocks == Some(0) {
+        // Whoever only reads opens nothing: a volume that may only be read could not be opened for writing.
+        end.recv().await;
+        return Ok(Exit::Passed);
+    }
     let mut writer = Writer::open(&args.path, &args.writer)
         .with_context(|| format!("{} cannot be opened", args.path.display()))?;
+    // The reader of the log may be gone; the blocks are on disk all the same.
+    let say = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
+    say(blocks::beginning(writer.blocks()));
     let mut ticks = tokio::time::interval(Duration::from_millis(args.interval_ms.max(1)));
     let mut left = args.blocks.unwrap_or(u64::MAX);
     loop {
@@ -38,8 +46,7 @@ async fn write(args: &IoArgs) -> anyhow::Result<Exit> {
             _ = ticks.tick(), if left > 0 => {
                 let number = writer.append().with_context(|| format!("{} cannot be written", args.path.display()))?;
                 left -= 1;
-                // The reader of the log may be gone; the block is on disk all the same.
-                let _ = writeln!(std::io::stdout(), "{}", blocks::acknowledgement(number));
+                say(blocks::acknowledgement(number));
             }
         }
     }

@@ -25,6 +25,15 @@ pub enum Class {
 }
 
 impl Class {
+    /// The filesystem that it promises, if it promises one.
+    pub fn filesystem(self) -> Option<&'static str> {
+        match self {
+            Self::Ext4 => Some("ext4"),
+            Self::Xfs => Some("xfs"),
+            Self::FirstConsumer | Self::Pinned | Self::Retain => None,
+        }
+    }
+
     /// As scenarios and driver files write it.
     pub fn name(self) -> &'static str {
         match self {

@@ -250,7 +250,10 @@ pub async fn loops() -> Result<Vec<Loop>, ClusterError> {
 }
 
 /// The kernel's loop devices as sysfs shows them, without asking any: number, backing file if one is attached, read-only.
-pub(super) fn sysfs() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
+///
+/// # Errors
+/// If sysfs cannot be read.
+pub fn sysfs() -> Result<Vec<(u32, Option<String>, bool)>, ClusterError> {
     let sys = Path::new("/sys/block");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(sys).map_err(at(sys, "read"))? {

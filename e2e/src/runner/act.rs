@@ -5,7 +5,7 @@ use kube::Api;
 
 use super::execute::{ActError, Run};
 use super::phase::{self, Scene};
-use super::{clone, fencing, leaders, limits, modify, pinned};
+use super::{clone, fencing, leaders, limits, modify, pinned, read_only, second};
 use crate::clock::Limit;
 use crate::cluster::driver::Class;
 use crate::cluster::wait::{self, Look};
@@ -39,6 +39,8 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
         Workload::Modify { volume } => modify::modify(run, volume).await,
         Workload::AttachLimit { volume } => limits::attach_limit(run, volume).await,
         Workload::Capacity { volume } => limits::capacity(run, volume).await,
+        Workload::ReadOnly { volume } => read_only::read_only(run, volume).await,
+        Workload::SecondAttachment { volume } => second::second_attachment(run, volume).await,
         Workload::Pinned { volume } => pinned::pinned(run, volume).await,
         Workload::LeadersApart { volume } => leaders::leaders_apart(run, volume).await,
         Workload::Fence { volume, loss } => fencing::fence(run, volume, *loss).await,

@@ -10,7 +10,9 @@ mod limits;
 mod modify;
 mod phase;
 mod pinned;
+mod read_only;
 mod schedule;
+mod second;
 mod settle;
 
 pub use execute::Runner;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::act::{BLOCKS, bound, remove_claim, remove_pod};
 use super::execute::{ActError, Run};
-use crate::ledger::csi_mounts;
+use super::read_only::mounted;
 use crate::workload::{Placement, VolumeSpec, WorkloadError, create_claim, create_pod};
 
 pub(super) async fn modify(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
@@ -44,18 +44,12 @@ async fn with_class(run: &Run, spec: &VolumeSpec, class: &str) -> Result<(), Act
     pod.running(context).await?;
     let written = pod.acknowledged(context, BLOCKS).await?;
     pod.verify(context, written).await?;
-    let text = run.site.host()?.node(&node).read("/proc/1/mountinfo").await?;
     let pv = claim.pv.clone().unwrap_or_default();
-    let shown: Vec<String> = csi_mounts(&text)
-        .into_iter()
-        .filter(|mount| mount.path.contains(&pv))
-        .map(|mount| mount.path)
-        .collect();
-    let line = |path: &String| text.lines().find(|line| line.contains(path.as_str()));
-    if !shown.iter().filter_map(line).any(|line| line.contains("noatime")) {
+    let shown = mounted(run, &node, &pv).await?;
+    if !shown.iter().any(|line| line.contains("noatime")) {
         return Err(ActError::Workload(WorkloadError::Unmet {
             expected: format!("{pv} mounted with noatime, as its class says"),
-            seen: format!("{:?}", shown.iter().filter_map(line).collect::<Vec<_>>()),
+            seen: format!("{shown:?}"),
         }));
     }
     remove_pod(run, &pod, &claim).await?;

@@ -41,7 +41,11 @@ pub struct Exception {
 impl Scenario {
     /// Whether it acts on processes of the nodes, or looks at their mounts, and so needs them on this machine.
     pub fn needs_host(&self) -> bool {
-        self.is_exclusive() || matches!(self.workload, Workload::Modify { .. } | Workload::Pinned { .. })
+        self.is_exclusive()
+            || matches!(
+                self.workload,
+                Workload::Modify { .. } | Workload::ReadOnly { .. } | Workload::Pinned { .. }
+            )
     }
 
     /// Whether it puts the suite to the test and not the driver.

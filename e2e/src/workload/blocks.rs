@@ -27,6 +27,9 @@ pub struct Report {
     /// Bytes of the filesystem that the file is on, or of the device.
     #[serde(default)]
     pub capacity_bytes: u64,
+    /// The filesystem that the file is on; none for a device, or where it is none that is told.
+    #[serde(default)]
+    pub filesystem: Option<String>,
 }
 
 /// The bytes of block `number` by `writer`.
@@ -62,9 +65,20 @@ fn decode(block: &[u8]) -> Option<(u64, String)> {
 /// # Errors
 /// If the file cannot be read.
 pub fn verify(path: &Path) -> std::io::Result<Report> {
-    let file = File::open(path)?;
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // Whoever wrote blocks made it: their loss is a finding, no trouble of the reader's.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Report {
+                fault: Some(format!("there is no {}", path.display())),
+                ..Report::default()
+            });
+        }
+        Err(error) => return Err(error),
+    };
     let mut report = Report {
         capacity_bytes: capacity(&file)?,
+        filesystem: filesystem(&file)?,
         ..Report::default()
     };
     let mut block = vec![0u8; BLOCK];
@@ -88,10 +102,27 @@ pub fn verify(path: &Path) -> std::io::Result<Report> {
     }
 }
 
+fn is_device(file: &File) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileTypeExt;
+    Ok(file.metadata()?.file_type().is_block_device())
+}
+
+/// By the number that statfs(2) has for it; ext2 and ext3 have that of ext4.
+fn filesystem(file: &File) -> std::io::Result<Option<String>> {
+    use nix::sys::statfs::{EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+    if is_device(file)? {
+        return Ok(None);
+    }
+    Ok(match fstatfs(file)?.filesystem_type() {
+        EXT4_SUPER_MAGIC => Some(String::from("ext4")),
+        XFS_SUPER_MAGIC => Some(String::from("xfs")),
+        _ => None,
+    })
+}
+
 fn capacity(file: &File) -> std::io::Result<u64> {
     use std::io::Seek;
-    use std::os::unix::fs::FileTypeExt;
-    if file.metadata()?.file_type().is_block_device() {
+    if is_device(file)? {
         return (&*file).seek(std::io::SeekFrom::End(0));
     }
     let stats = nix::sys::statvfs::fstatvfs(file)?;
@@ -133,13 +164,28 @@ impl Writer {
         let report = verify(path)?;
         match report.fault {
             // A torn last block was never acknowledged, so it is written again; two in a row cannot come from one crash.
-            Some(fault) if !torn_tail(&file, report.blocks)? => Err(std::io::Error::other(fault)),
-            Some(_) | None => Ok(Self {
-                file,
-                name: name.to_owned(),
-                next: report.blocks + 1,
-            }),
+            Some(fault) if !torn_tail(&file, report.blocks)? => return Err(std::io::Error::other(fault)),
+            Some(_) | None => {}
         }
+        // Nothing but blocks was ever written to a device of ours: whatever else it holds was somebody's before.
+        if is_device(&file)?
+            && let Some(offset) = first_byte(&file, (report.blocks + 1) * BLOCK as u64)?
+        {
+            let blocks = report.blocks;
+            return Err(std::io::Error::other(format!(
+                "data that nobody wrote at byte {offset}, behind {blocks} blocks"
+            )));
+        }
+        Ok(Self {
+            file,
+            name: name.to_owned(),
+            next: report.blocks + 1,
+        })
+    }
+
+    /// How many whole blocks there are.
+    pub fn blocks(&self) -> u64 {
+        self.next - 1
     }
 
     /// Writes the next block, makes it durable, and gives its number: only now may it be acknowledged.
@@ -160,6 +206,36 @@ fn torn_tail(file: &File, whole: u64) -> std::io::Result<bool> {
     let mut block = vec![0u8; BLOCK];
     let read = read_full(file, &mut block, (whole + 1) * BLOCK as u64)?;
     Ok(block[..read].iter().all(|byte| *byte == 0))
+}
+
+/// Where from `offset` on the first byte is that is not zero.
+fn first_byte(file: &File, offset: u64) -> std::io::Result<Option<u64>> {
+    let blank = vec![0u8; 1 << 20];
+    let mut chunk = blank.clone();
+    let mut at = offset;
+    loop {
+        let read = read_full(file, &mut chunk, at)?;
+        // Whole chunks are compared at once: a device has a gigabyte.
+        if chunk[..read] != blank[..read]
+            && let Some(index) = chunk[..read].iter().position(|byte| *byte != 0)
+        {
+            return Ok(Some(at + index as u64));
+        }
+        if read < chunk.len() {
+            return Ok(None);
+        }
+        at += read as u64;
+    }
+}
+
+/// The line in which a writer tells how many blocks it found.
+pub fn beginning(blocks: u64) -> String {
+    format!("found {blocks}")
+}
+
+/// The number in such a line.
+pub fn found(line: &str) -> Option<u64> {
+    line.trim().strip_prefix("found ")?.parse().ok()
 }
 
 /// The line by which a writer acknowledges a block.
@@ -204,6 +280,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_gone_has_no_blocks() {
+        let file = written(3);
+        let path = file.path().to_owned();
+        file.close().unwrap();
+        let report = verify(&path).unwrap();
+        assert!(report.blocks == 0 && report.fault.is_some(), "{report:?}");
+    }
+
+    #[test]
     fn a_flipped_bit_is_seen() {
         let file = written(3);
         file.as_file().write_all_at(&[1], BLOCK as u64 + 100).unwrap();
@@ -228,6 +313,25 @@ mod tests {
             Writer::open(file.path(), writer).unwrap().append().unwrap();
         }
         assert_eq!(verify(file.path()).unwrap().writers, ["w", "v", "w"]);
+    }
+
+    #[test]
+    fn the_first_byte_that_is_not_zero_is_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(5 << 20).unwrap();
+        assert_eq!(first_byte(file.as_file(), 0).unwrap(), None);
+        file.as_file().write_all_at(&[1], (3 << 20) + 5).unwrap();
+        assert_eq!(
+            first_byte(file.as_file(), BLOCK as u64).unwrap(),
+            Some((3 << 20) + 5)
+        );
+        assert_eq!(first_byte(file.as_file(), 4 << 20).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_writer_found_reads_back() {
+        assert_eq!(found(&beginning(3)), Some(3));
+        assert_eq!(found(&acknowledgement(3)), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 use super::blocks::Report;
 use super::claim::Claim;
 use super::context::{Context, WorkloadError};
-use super::spec::Mode;
+use super::spec::{Mode, VolumeSpec};
 use crate::clock::Limit;
 use crate::cluster::condition;
 use crate::cluster::wait::{self, Look};
@@ -18,6 +18,8 @@ use crate::history::What;
 /// Where the pod finds its volume.
 const MOUNT: &str = "/data";
 const DEVICE: &str = "/dev/volume";
+/// Of pods that are not to be root: only their group lets them at the volume.
+const USER: u32 = 1000;
 
 /// Where a pod is to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,13 +39,19 @@ pub struct Consumer {
     pub uid: String,
     /// The node it runs on, once it does.
     pub node: String,
-    /// Whether its volume is a device.
-    mode: Mode,
+    /// How its volume was asked for.
+    volume: VolumeSpec,
 }
 
 /// The spec of a pod that writes `blocks` blocks to `claim` and then stays.
-pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, placement: &Placement) -> Value {
-    let path = path(mode);
+pub(super) fn spec(
+    context: &Context,
+    claim: &str,
+    volume: &VolumeSpec,
+    blocks: u64,
+    placement: &Placement,
+) -> Value {
+    let path = path(volume.mode);
     let mut container = json!({
         "name": "io",
         "image": context.image,
@@ -51,7 +59,7 @@ pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, plac
         "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
         "args": ["io", "write", "--path", path, "--writer", "$(POD_UID)", "--blocks", blocks.to_string(), "--interval-ms", "5"],
     });
-    let place = match mode {
+    let place = match volume.mode {
         Mode::Filesystem => ("volumeMounts", json!([{"name": "data", "mountPath": MOUNT}])),
         Mode::Block => ("volumeDevices", json!([{"name": "data", "devicePath": DEVICE}])),
     };
@@ -64,6 +72,9 @@ pub(super) fn spec(context: &Context, claim: &str, mode: Mode, blocks: u64, plac
     });
     if let Placement::On(node) = placement {
         spec["affinity"] = on_node(node);
+    }
+    if let Some(group) = volume.group {
+        spec["securityContext"] = json!({"runAsUser": USER, "runAsGroup": USER, "fsGroup": group});
     }
     spec
 }
@@ -105,11 +116,37 @@ pub async fn create_pod(
     blocks: u64,
     placement: &Placement,
 ) -> Result<Consumer, WorkloadError> {
+    let spec = spec(context, &claim.name, &claim.spec, blocks, placement);
+    create(context, name, claim, spec, placement).await
+}
+
+/// Makes a pod that may only read.
+///
+/// # Errors
+/// The API server's.
+pub async fn create_reader(
+    context: &Context,
+    name: &str,
+    claim: &Claim,
+    placement: &Placement,
+) -> Result<Consumer, WorkloadError> {
+    let mut spec = spec(context, &claim.name, &claim.spec, 0, placement);
+    spec["volumes"][0]["persistentVolumeClaim"]["readOnly"] = json!(true);
+    create(context, name, claim, spec, placement).await
+}
+
+async fn create(
+    context: &Context,
+    name: &str,
+    claim: &Claim,
+    spec: Value,
+    placement: &Placement,
+) -> Result<Consumer, WorkloadError> {
     let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
     let object = context.object(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name},
-        "spec": spec(context, &claim.name, claim.spec.mode, blocks, placement),
+        "spec": spec,
     }))?;
     let made = pods
         .create(&PostParams::default(), &object)
@@ -123,13 +160,13 @@ pub async fn create_pod(
         name: name.to_owned(),
         uid: made.uid().unwrap_or_default(),
         node,
-        mode: claim.spec.mode,
+        volume: claim.spec.clone(),
     })
 }
 
 impl Consumer {
     /// A pod that somebody else made.
-    pub(super) fn of(pod: &Pod, mode: Mode) -> Self {
+    pub(super) fn of(pod: &Pod, volume: &VolumeSpec) -> Self {
         Self {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
@@ -138,7 +175,7 @@ impl Consumer {
                 .as_ref()
                 .and_then(|s| s.node_name.clone())
                 .unwrap_or_default(),
-            mode,
+            volume: volume.clone(),
         }
     }
 
@@ -191,11 +228,27 @@ impl Consumer {
         let look = || async {
             match self.last_acknowledged(context).await {
                 Ok(seen) if seen >= blocks => Look::Holds(seen),
-                Ok(seen) => Look::NotYet(format!("{seen} blocks")),
+                // Data that was lost shows here first: the writer goes on after what it found.
+                Ok(seen) => Look::NotYet(match self.found(context).await {
+                    Ok(Some(found)) => format!("{seen} blocks, {found} of them found when it began"),
+                    Ok(None) => format!("{seen} blocks"),
+                    Err(error) => error.to_string(),
+                }),
                 Err(error) => Look::NotYet(error.to_string()),
             }
         };
         context.waited(&what, wait::until(&what, Limit::POD, look)).await
+    }
+
+    /// How many blocks it found when it began, by its first words.
+    async fn found(&self, context: &Context) -> Result<Option<u64>, kube::Error> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let parameters = LogParams {
+            limit_bytes: Some(64),
+            ..LogParams::default()
+        };
+        let log = pods.logs(&self.name, &parameters).await?;
+        Ok(log.lines().find_map(super::blocks::found))
     }
 
     async fn last_acknowledged(&self, context: &Context) -> Result<u64, kube::Error> {
@@ -249,7 +302,7 @@ impl Consumer {
     /// [`WorkloadError::Unmet`] with its size.
     pub async fn has_room(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
         let wanted = condition::quantity_bytes(size).unwrap_or(u64::MAX);
-        let least = match self.mode {
+        let least = match self.volume.mode {
             Mode::Block => wanted,
             // Journal, tables and logs of a small filesystem take up to a quarter of it.
             Mode::Filesystem => wanted / 4 * 3,
@@ -266,7 +319,7 @@ impl Consumer {
 
     async fn read(&self, context: &Context, acknowledged: u64) -> Result<Report, WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
-        let path = path(self.mode);
+        let path = path(self.volume.mode);
         let words = ["/holdfast", "io", "verify", "--path", &path];
         let parameters = AttachParams::default().stdout(true).stderr(true).container("io");
         let mut process = pods
@@ -302,6 +355,19 @@ impl Consumer {
                 writers: report.writers.clone(),
             },
         );
+        let wanted = self
+            .volume
+            .class
+            .filesystem()
+            .filter(|_| self.volume.mode == Mode::Filesystem);
+        if let (Some(wanted), Some(seen)) = (wanted, report.filesystem.as_deref())
+            && wanted != seen
+        {
+            return Err(WorkloadError::Unmet {
+                expected: format!("pod {} to have {wanted}, as its StorageClass says", self.name),
+                seen: seen.to_owned(),
+            });
+        }
         Ok(report)
     }
 

@@ -17,6 +17,9 @@ pub struct VolumeSpec {
     pub mode: Mode,
     /// Who may use it.
     pub access: Access,
+    /// fsGroup of the pods that use it, which run as a user who is not root then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
 }
 
 impl Default for VolumeSpec {
@@ -26,6 +29,7 @@ impl Default for VolumeSpec {
             size: String::from("64Mi"),
             mode: Mode::Filesystem,
             access: Access::ReadWriteOnce,
+            group: None,
         }
     }
 }
@@ -127,6 +131,18 @@ pub enum Workload {
         #[serde(default)]
         volume: VolumeSpec,
     },
+    /// A pod may only read the volume, and the next one write it again.
+    ReadOnly {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
+    /// A second node is asked for while the first has the volume; it is refused.
+    SecondAttachment {
+        /// The volume.
+        #[serde(default)]
+        volume: VolumeSpec,
+    },
     /// A volume that can be used on one node only: pods go there, or wait.
     Pinned {
         /// The volume.
@@ -174,6 +190,8 @@ impl Workload {
             | Self::Modify { volume }
             | Self::AttachLimit { volume }
             | Self::Capacity { volume }
+            | Self::ReadOnly { volume }
+            | Self::SecondAttachment { volume }
             | Self::Pinned { volume }
             | Self::LeadersApart { volume }
             | Self::Fence { volume, .. }

@@ -8,14 +8,14 @@ use serde_json::json;
 use super::claim::Claim;
 use super::context::{Context, WorkloadError};
 use super::pod::{self, Consumer, Placement};
-use super::spec::{Mode, VolumeSpec};
+use super::spec::VolumeSpec;
 use crate::clock::Limit;
 use crate::cluster::wait::{self, Look};
 
 /// The set.
 #[derive(Clone, Debug)]
 pub struct Moving {
-    mode: Mode,
+    spec: VolumeSpec,
     blocks: u64,
 }
 
@@ -33,13 +33,7 @@ impl Moving {
         node: &str,
     ) -> Result<Self, WorkloadError> {
         let sets: Api<StatefulSet> = wait::api(&context.client, &context.namespace);
-        let mut template = pod::spec(
-            context,
-            "unused",
-            spec.mode,
-            blocks,
-            &Placement::On(node.to_owned()),
-        );
+        let mut template = pod::spec(context, "unused", spec, blocks, &Placement::On(node.to_owned()));
         // The set's own template names the claim.
         template["volumes"] = json!([]);
         let object = context.object(json!({
@@ -62,7 +56,7 @@ impl Moving {
             .await
             .map_err(context.api("create a StatefulSet"))?;
         Ok(Self {
-            mode: spec.mode,
+            spec: spec.clone(),
             blocks,
         })
     }
@@ -100,7 +94,7 @@ impl Moving {
         let what = format!("pod {name} runs on {node}");
         let look = |p: &Pod| match crate::cluster::condition::is_ready(p) {
             Look::Holds(on) if on == node && p.metadata.deletion_timestamp.is_none() => {
-                Look::Holds(Consumer::of(p, self.mode))
+                Look::Holds(Consumer::of(p, &self.spec))
             }
             Look::Holds(on) => Look::NotYet(format!("ready on {on}")),
             // The set replaces a pod that ended.
