@@ -13,7 +13,7 @@ use crate::request::{self, Placement};
 use crate::volume::attributes::{self, Attributes};
 use crate::volume::record::{Fingerprint, Format, Record, State};
 use crate::volume::store::Store;
-use crate::volume::{capability, copy, image, space, topology};
+use crate::volume::{capability, copy, image, space, topology, torn};
 
 /// A checked request.
 #[derive(Clone, Debug)]
@@ -77,7 +77,11 @@ pub(super) fn create(
     wanted: &Wanted,
 ) -> Result<pb::CreateVolumeResponse, Error> {
     let _lock = file_lock::lock(&store.lock(wanted.id.as_str()), wanted.id.as_str())?;
-    let (record, source) = match store.read(&wanted.id)? {
+    let found = match store.read(&wanted.id) {
+        Err(Error::Unreadable { .. }) if torn::undo(store, &wanted.id)? => None,
+        other => other?,
+    };
+    let (record, source) = match found {
         Some(found) if found.state == State::Deleting => {
             // The deletion was promised to nobody yet, but begun: it is finished before the name is used again.
             store.erase(&found.id)?;
@@ -108,18 +112,29 @@ pub(super) fn create(
 fn begin(store: &Store, capacity: Option<u64>, wanted: &Wanted) -> Result<(Record, Option<Opened>), Error> {
     // The image of a record that was lost: a new volume must not begin with somebody's old data.
     let image = store.image(&wanted.id);
-    match image::open_locked(&image) {
-        Ok(Some(_free)) => store
-            .set_aside(&format!("{}.img", wanted.id))
-            .map_err(Error::storage("setting an image without record aside"))?,
+    let blank = |file| image::is_blank(file).map_err(Error::storage("looking at an image without record"));
+    let is_nobodys = match image::open_locked(&image) {
+        Ok(Some(free)) if blank(&free)? => {
+            store.erase(&wanted.id)?;
+            true
+        }
+        Ok(Some(_free)) => {
+            store
+                .set_aside(&format!("{}.img", wanted.id))
+                .map_err(Error::storage("setting an image without record aside"))?;
+            false
+        }
         Ok(None) => {
             return Err(Error::InUse {
                 id: wanted.id.to_string(),
                 by: String::from("a loop device stands on an image of this name that has no record"),
             });
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(error) => return Err(Error::storage("looking for an image without record")(error)),
+    };
+    if is_nobodys {
+        torn::forget(store, &wanted.id)?;
     }
     let source = match &wanted.fingerprint.source {
         Some(source) => Some(clone::open(store, source, &wanted.fingerprint.capabilities)?),

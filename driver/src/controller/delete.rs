@@ -10,6 +10,7 @@ use crate::request;
 use crate::volume::fence;
 use crate::volume::record::{Record, State};
 use crate::volume::store::Store;
+use crate::volume::torn;
 
 /// Removes the volume, or finds it gone.
 pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse, Error> {
@@ -17,7 +18,10 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
         return Ok(pb::DeleteVolumeResponse {});
     };
     let _lock = file_lock::lock(&store.lock(id.as_str()), id.as_str())?;
-    let record = store.read(&id)?;
+    let record = match store.read(&id) {
+        Err(Error::Unreadable { .. }) if torn::undo(store, &id)? => None,
+        other => other?,
+    };
     if let Some(attachment) = record.as_ref().and_then(|r| r.attachment.as_ref()) {
         let by = format!("attached to node {}; detach it first", attachment.node);
         return Err(Error::InUse {
@@ -36,6 +40,7 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
     }
     // Also without a record: whoever asks for the deletion of a volume whose record was lost wants its image gone.
     store.erase(&id)?;
+    torn::forget(store, &id)?;
     Ok(pb::DeleteVolumeResponse {})
 }
 

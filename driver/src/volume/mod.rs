@@ -12,4 +12,5 @@ pub mod record;
 pub mod space;
 pub mod store;
 pub mod topology;
+pub mod torn;
 mod watch;

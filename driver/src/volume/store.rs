@@ -93,7 +93,12 @@ impl Store {
         self.root.join("volumes")
     }
 
-    fn record(&self, id: &VolumeId) -> PathBuf {
+    /// The folder of what cannot be read, or has lost its record.
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    pub(super) fn record(&self, id: &VolumeId) -> PathBuf {
         self.volumes().join(format!("{id}.json"))
     }
 
@@ -157,7 +162,7 @@ impl Store {
 
     /// [`Store::write_if`] of the first record of a volume, which says *creating*: it survives this process from now on, and
     /// the machine from [`Store::make_image`] or [`Store::settle`] on, together with what they make durable. Nobody was
-    /// promised anything before, so a record that a power failure tears here is nobody's.
+    /// promised anything before, so a record that a power failure tears here is nobody's ([`super::torn`]).
     ///
     /// # Errors
     /// Those of [`Store::write_if`].
@@ -294,7 +299,7 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn set_aside(&self, name: &str) -> io::Result<()> {
-        let aside = self.root.join("quarantine");
+        let aside = self.quarantine();
         let mut to = aside.join(name);
         let mut number = 1;
         while to.symlink_metadata().is_ok() {
