@@ -23,6 +23,7 @@ pub(super) fn expand(
     })?;
     let (required, limit) = space::range(range)?;
     let capability = request.volume_capability.map(Capability::try_from).transpose()?;
+    capability.iter().try_for_each(Capability::check_flags)?;
     request::map("secrets", &request.secrets)?;
     let id = id.ok_or(Error::VolumeNotFound {
         id: request.volume_id,

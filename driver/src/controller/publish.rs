@@ -31,6 +31,7 @@ impl TryFrom<pb::ControllerPublishVolumeRequest> for Wanted {
         let id = request::volume_id(&request.volume_id)?;
         request::node_id(&request.node_id)?;
         let capability = capability::one(request.volume_capability)?;
+        capability.check_flags()?;
         request::map("volume_context", &request.volume_context)?;
         request::map("secrets", &request.secrets)?;
         let id = id.ok_or(Error::VolumeNotFound {

@@ -25,6 +25,7 @@ pub(super) fn expand(
     let id = request::volume_id(&request.volume_id)?;
     let path = request::place("volume_path", &request.volume_path)?;
     let capability = request.volume_capability.map(Capability::try_from).transpose()?;
+    capability.iter().try_for_each(Capability::check_flags)?;
     request::map("secrets", &request.secrets)?;
     let id = id.ok_or(Error::VolumeNotFound {
         id: request.volume_id,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use holdfast_proto::csi as pb;
 
 use super::site::{Own, Site, place, real, unfit};
-use super::stage::{check_flags, epoch, exceeded, give_to_group, is_read_only};
+use super::stage::{epoch, exceeded, give_to_group, is_read_only};
 use super::tag::{self, Tag, Use};
 use super::{mounted, unpublish};
 use crate::error::Error;
@@ -33,7 +33,7 @@ impl TryFrom<pb::NodePublishVolumeRequest> for Wanted {
         let id = request::volume_id(&request.volume_id)?;
         let target = request::path("target_path", &request.target_path)?;
         let capability = capability::one(request.volume_capability).map_err(exceeded(&request.volume_id))?;
-        check_flags(&capability)?;
+        capability.check_flags()?;
         request::map("publish_context", &request.publish_context)?;
         request::map("volume_context", &request.volume_context)?;
         request::map("secrets", &request.secrets)?;

@@ -10,8 +10,8 @@ use super::staging::Job;
 use super::tag::{self, Tag, Use};
 use crate::error::Error;
 use crate::id::VolumeId;
+use crate::kernel::ownership;
 use crate::kernel::place::{Kind, Place};
-use crate::kernel::{mount_flags, ownership};
 use crate::request;
 use crate::volume::capability::{self, Access, Capability, Mode};
 use crate::volume::record::{EPOCH, Format, Record};
@@ -32,7 +32,7 @@ impl TryFrom<pb::NodeStageVolumeRequest> for Wanted {
         let id = request::volume_id(&request.volume_id)?;
         let staging = request::path("staging_target_path", &request.staging_target_path)?;
         let capability = capability::one(request.volume_capability).map_err(exceeded(&request.volume_id))?;
-        check_flags(&capability)?;
+        capability.check_flags()?;
         request::map("publish_context", &request.publish_context)?;
         request::map("volume_context", &request.volume_context)?;
         request::map("secrets", &request.secrets)?;
@@ -62,21 +62,6 @@ pub(super) fn exceeded(id: &str) -> impl FnOnce(Error) -> Error {
 
 pub(super) fn epoch(context: &HashMap<String, String>) -> String {
     context.get(EPOCH).cloned().unwrap_or_default()
-}
-
-/// Only flags that harm neither data nor node reach the kernel.
-pub(super) fn check_flags(capability: &Capability) -> Result<(), Error> {
-    let Some(fs) = capability.fs else {
-        return Ok(());
-    };
-    for flag in &capability.mount_flags {
-        mount_flags::check_flag(fs, flag).map_err(|reason| Error::Invalid {
-            field: "volume_capability.mount.mount_flags",
-            value: flag.chars().take(128).collect(),
-            reason: reason.to_owned(),
-        })?;
-    }
-    Ok(())
 }
 
 /// Whether the node may only read the volume, however it is published.

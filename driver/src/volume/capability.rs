@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 pub use crate::kernel::filesystem::Fs;
+use crate::kernel::mount_flags;
 
 const FIELD: &str = "volume_capability";
 /// Longest string of the specification, in bytes.
@@ -50,6 +51,26 @@ pub struct Capability {
     /// The group that is to own what is in the filesystem (VOLUME_MOUNT_GROUP).
     #[serde(default)]
     pub mount_group: Option<u32>,
+}
+
+impl Capability {
+    /// Only flags that harm neither data nor node ever reach the kernel; a volume that no node would stage is not made.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT, naming the first of the others.
+    pub fn check_flags(&self) -> Result<(), Error> {
+        let Some(fs) = self.fs else {
+            return Ok(());
+        };
+        for flag in &self.mount_flags {
+            mount_flags::check_flag(fs, flag).map_err(|reason| {
+                let flag: String = flag.chars().take(STRING_BYTES).collect();
+                let reason = format!("it {reason}");
+                unsupported("volume_capability.mount.mount_flags", &flag, &reason)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// As the specification calls it, for messages.
@@ -217,7 +238,7 @@ fn unsupported(field: &'static str, value: &str, reason: &str) -> Error {
 }
 
 /// Every one of a list, in an order of their own; an empty list is an error, and so is one that no single volume can fulfil:
-/// it is a filesystem or a device, and has one filesystem.
+/// it is a filesystem or a device, and has one filesystem; and so are mount flags that a node would refuse.
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
@@ -230,6 +251,7 @@ pub fn all(wanted: Vec<pb::VolumeCapability>) -> Result<Vec<Capability>, Error> 
         .into_iter()
         .map(Capability::try_from)
         .collect::<Result<Vec<_>, Error>>()?;
+    found.iter().try_for_each(Capability::check_flags)?;
     found.sort();
     found.dedup();
     let first = &found[0];

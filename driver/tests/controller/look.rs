@@ -75,36 +75,45 @@ async fn validate_confirms_only_what_the_volume_is() {
     }
     check(&driver.channel().await, rows).await;
 
-    let mut refused: Vec<(&str, pb::ValidateVolumeCapabilitiesRequest)> = vec![
+    let mut refused: Vec<(&str, pb::ValidateVolumeCapabilitiesRequest, &str)> = vec![
         (
             "a filesystem",
             with(&|r| r.volume_capabilities = vec![mount(|_| {})]),
+            "mount ext4",
         ),
-        ("both", with(&|r| r.volume_capabilities.push(mount(|_| {})))),
+        (
+            "both",
+            with(&|r| r.volume_capabilities.push(mount(|_| {}))),
+            "access type",
+        ),
         (
             "unknown parameter",
             with(&|r| r.parameters = map(&[("speed", "1")])),
+            "speed",
         ),
         (
             "unknown mutable",
             with(&|r| r.mutable_parameters = map(&[("speed", "1")])),
+            "speed",
         ),
         (
             "another attribute",
             with(&|r| r.mutable_parameters = map(&[("atime", "relatime")])),
+            "mutable_parameters",
         ),
     ];
-    for (name, capability, _) in unsupported_capabilities() {
-        refused.push((name, with(&|r| r.volume_capabilities = vec![capability.clone()])));
+    for (name, capability, names) in unsupported_capabilities() {
+        let request = with(&|r| r.volume_capabilities = vec![capability.clone()]);
+        refused.push((name, request, names));
     }
-    for (name, request) in refused {
+    for (name, request, names) in refused {
         let reply = controller
             .validate_volume_capabilities(request)
             .await
             .unwrap()
             .into_inner();
         assert!(
-            reply.confirmed.is_none() && !reply.message.is_empty(),
+            reply.confirmed.is_none() && reply.message.contains(names),
             "{name}: {reply:?}"
         );
     }

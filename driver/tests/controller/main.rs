@@ -149,6 +149,16 @@ pub fn unsupported_capabilities() -> Vec<(&'static str, pb::VolumeCapability, &'
             mount(|m| m.fs_type = String::from("btrfs")),
             "btrfs",
         ),
+        (
+            "a flag that no node takes",
+            mount(|m| m.mount_flags = vec![String::from("noatime"), String::from("data=writeback")]),
+            "data=writeback",
+        ),
+        (
+            "another filesystem's flag",
+            mount(|m| m.mount_flags = vec![String::from("nouuid")]),
+            "nouuid",
+        ),
     ]
 }
 

@@ -62,6 +62,11 @@ async fn get_capacity_is_by_place_class_and_capability() {
             asked(&|r| r.volume_capabilities = vec![capability(Some("btrfs"))]),
             0,
         ),
+        (
+            "no such flag",
+            asked(&|r| r.volume_capabilities = vec![mount(|m| m.mount_flags = vec![String::from("bind")])]),
+            0,
+        ),
     ];
     for (name, request, expected) in some {
         let reply = controller.get_capacity(request).await.unwrap().into_inner();
