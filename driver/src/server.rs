@@ -87,11 +87,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             metrics.clone(),
         ));
     }
+    let known = Node {
+        limit: config.max_volumes_per_node,
+        segments: config.segments.clone(),
+    };
     if config.role.has_node() {
-        let known = Node {
-            limit: config.max_volumes_per_node,
-            segments: config.segments.clone(),
-        };
         store
             .add_node(&config.node_id, &known)
             .map_err(io_error("making the node known"))?;
@@ -121,13 +121,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         )));
     }
     if config.role.has_node() {
-        let node = NodeService::new(
-            Arc::clone(&store),
-            Arc::new(Linux),
-            &config.node_id,
-            config.max_volumes_per_node,
-            config.segments.clone(),
-        );
+        let node = NodeService::new(Arc::clone(&store), Arc::new(Linux), &config.node_id, known);
         node.watch().map_err(io_error("looking after requests"))?;
         router = router.add_service(NodeServer::new(node));
     }

@@ -11,6 +11,7 @@ use crate::id::VolumeId;
 use crate::kernel::{LoopStatus, filesystem, loop_device};
 use crate::volume::errand::{self, Errand, Kind, Outcome};
 use crate::volume::fence;
+use crate::volume::nodes::{self, Node};
 
 /// How long the node that has a volume may take to answer for it, before another one acts in its place.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -34,14 +35,18 @@ struct Care {
 #[derive(Debug)]
 pub(super) struct Errands {
     site: Site,
+    known: Node,
+    said: Option<Instant>,
     cares: HashMap<(VolumeId, u64), Care>,
     trouble: String,
 }
 
 impl Errands {
-    pub(super) fn new(site: Site) -> Self {
+    pub(super) fn new(site: Site, known: Node) -> Self {
         Self {
             site,
+            known,
+            said: None,
             cares: HashMap::new(),
             trouble: String::new(),
         }
@@ -63,6 +68,14 @@ impl Errands {
 
     /// Does what can be done now.
     fn round(&mut self) -> Result<(), Error> {
+        // By this thread, because a node that does not look after requests is no place for volumes either.
+        if self.said.is_none_or(|said| said.elapsed() >= nodes::PERIOD) {
+            self.said = Some(Instant::now());
+            self.site
+                .store
+                .node_runs(&self.site.node, &self.known)
+                .map_err(Error::storage("saying that the node runs"))?;
+        }
         let mut standing = Vec::new();
         for volume in errand::volumes(&self.site.store)? {
             if let Some(found) = errand::pending(&self.site.store, &volume)?

@@ -9,10 +9,10 @@ use tonic::{Request, Response, Status};
 use super::revoke::Errands;
 use super::site::Site;
 use super::{expand, health, publish, stage, stats, unpublish, unstage};
-use crate::config::Segments;
 use crate::guard::Guard;
 use crate::kernel::Kernel;
 use crate::request::{self, received};
+use crate::volume::nodes;
 use crate::volume::store::Store;
 
 /// The Node service.
@@ -20,8 +20,7 @@ use crate::volume::store::Store;
 pub struct NodeService {
     site: Site,
     guard: Guard,
-    limit: u32,
-    segments: Segments,
+    known: nodes::Node,
 }
 
 const OFFERED: [Type; 7] = [
@@ -35,14 +34,8 @@ const OFFERED: [Type; 7] = [
 ];
 
 impl NodeService {
-    /// A service for `node`, which takes `limit` volumes; 0 means no limit.
-    pub fn new(
-        store: Arc<Store>,
-        kernel: Arc<dyn Kernel>,
-        node: &str,
-        limit: u32,
-        segments: Segments,
-    ) -> Self {
+    /// A service for `node`, which the data folder knows as `known`.
+    pub fn new(store: Arc<Store>, kernel: Arc<dyn Kernel>, node: &str, known: nodes::Node) -> Self {
         Self {
             site: Site {
                 store,
@@ -50,8 +43,7 @@ impl NodeService {
                 node: node.to_owned(),
             },
             guard: Guard::of_node(node),
-            limit,
-            segments,
+            known,
         }
     }
 
@@ -60,7 +52,7 @@ impl NodeService {
     /// # Errors
     /// If there is no thread to be had.
     pub fn watch(&self) -> std::io::Result<()> {
-        let errands = Errands::new(self.site.clone());
+        let errands = Errands::new(self.site.clone(), self.known.clone());
         std::thread::Builder::new()
             .name(String::from("requests"))
             .spawn(move || errands.watch())
@@ -172,9 +164,9 @@ impl Node for NodeService {
     ) -> Result<Response<pb::NodeGetInfoResponse>, Status> {
         Ok(Response::new(pb::NodeGetInfoResponse {
             node_id: self.site.node.clone(),
-            max_volumes_per_node: self.limit.into(),
+            max_volumes_per_node: self.known.limit.into(),
             accessible_topology: Some(pb::Topology {
-                segments: self.segments.clone().into_iter().collect(),
+                segments: self.known.segments.clone().into_iter().collect(),
             }),
         }))
     }

@@ -1,12 +1,23 @@
 //! The nodes that have started on this data folder: how many volumes each takes, and where it is.
-use std::fs;
+//!
+//! A driver is not told when a node is removed from the cluster. What it can know is whether the node's plugin still runs:
+//! that says so every few seconds, and where none has for a while is no place for a new volume. What is known of the node
+//! otherwise stays: its volumes are attached, detached and moved as before, and its place counts again when it comes back.
+use std::fs::{self, File};
 use std::io;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::store::{Store, replace};
 use crate::config::{Segments, is_node_id};
 use crate::error::Error;
+
+/// How often a node plugin says that it runs.
+pub const PERIOD: Duration = Duration::from_secs(10);
+/// A node that has said nothing for so long is no place any more: as long as Kubernetes waits before it moves the pods of a
+/// node that is not ready.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// What a node plugin tells about itself at its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +38,22 @@ impl Store {
         replace(&self.root().join("nodes").join(id), &serde_json::to_vec(node)?)
     }
 
+    /// Says that the node's plugin still runs; a crash may forget it, so it is not made durable.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn node_runs(&self, id: &str, node: &Node) -> io::Result<()> {
+        match File::options()
+            .write(true)
+            .open(self.root().join("nodes").join(id))
+        {
+            Ok(file) => file.set_modified(SystemTime::now()),
+            // Somebody has made the driver forget a node that was gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.add_node(id, node),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A node, if it is known.
     ///
     /// # Errors
@@ -42,7 +69,7 @@ impl Store {
         }
     }
 
-    /// Where the nodes are, each place once.
+    /// Where nodes are whose plugin runs, each place once.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -50,7 +77,14 @@ impl Store {
         let failed = || Error::storage("listing nodes");
         let mut places = Vec::new();
         for entry in fs::read_dir(self.root().join("nodes")).map_err(failed())? {
-            let name = entry.map_err(failed())?.file_name();
+            let entry = entry.map_err(failed())?;
+            let said = entry.metadata().and_then(|meta| meta.modified());
+            // One from the future is another machine's clock.
+            let silence = said.map(|said| said.elapsed().unwrap_or_default());
+            if !silence.is_ok_and(|silence| silence < SILENCE) {
+                continue;
+            }
+            let name = entry.file_name();
             // A temporary of a node that is being made known has a name, too.
             let id = name.to_str().filter(|name| !name.ends_with(".json.tmp"));
             if let Some(node) = id.map(|id| self.node(id)).transpose()?.flatten() {
@@ -90,6 +124,38 @@ mod tests {
         assert_eq!(store.node("n1").unwrap(), Some(node.clone()));
         assert_eq!(store.places().unwrap(), [node.segments]);
         assert_eq!(store.node("../n1").unwrap(), None);
+    }
+
+    #[test]
+    fn a_node_that_is_silent_is_no_place_until_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let at = |zone: &str| Node {
+            limit: 3,
+            segments: Segments::from([(String::from("zone"), zone.to_owned())]),
+        };
+        store.add_node("n1", &at("a")).unwrap();
+        store.add_node("n2", &at("b")).unwrap();
+        let silent = |id: &str, seconds| {
+            let file = File::options()
+                .write(true)
+                .open(folder.path().join("nodes").join(id));
+            let since = SystemTime::now() - Duration::from_secs(seconds);
+            file.unwrap().set_modified(since).unwrap();
+        };
+        silent("n1", 299);
+        silent("n2", 301);
+        assert_eq!(store.places().unwrap(), [at("a").segments]);
+        assert_eq!(
+            store.node("n2").unwrap(),
+            Some(at("b")),
+            "it is known all the same"
+        );
+        store.node_runs("n2", &at("b")).unwrap();
+        assert_eq!(store.places().unwrap(), [at("a").segments, at("b").segments]);
+        fs::remove_file(folder.path().join("nodes/n2")).unwrap();
+        store.node_runs("n2", &at("b")).unwrap();
+        assert_eq!(store.node("n2").unwrap(), Some(at("b")));
     }
 
     #[test]

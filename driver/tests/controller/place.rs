@@ -169,3 +169,60 @@ async fn a_volume_is_placed_where_it_is_wanted_and_used_only_there() {
     other.kill().unwrap();
     other.wait().unwrap();
 }
+
+#[tokio::test]
+async fn a_node_that_is_gone_is_no_place_for_new_volumes() {
+    let to = |name: &str| format!("n2:{ZONE}={name}");
+    let args = ["--topology", &format!("{ZONE}=a"), "--topology", &to("b")];
+    let driver = Driver::with(&args);
+    let socket = driver.folder.path().join("n2.sock");
+    let come = || spawn_with(driver.folder.path(), "node", "n2", &socket, &args);
+    let said = |node: &str| std::fs::File::open(driver.path(&format!("data/nodes/{node}"))).unwrap();
+    let an_hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let mut controller = controller(&driver).await;
+    let there = |name: &str| {
+        with(|r| {
+            r.name = name.to_owned();
+            r.accessibility_requirements = at(&[&[(ZONE, "b")]], &[]);
+        })
+    };
+    let mut other = come();
+    let volume = made(&mut controller, there("before")).await.volume_id;
+    other.kill().unwrap();
+    other.wait().unwrap();
+    made(&mut controller, there("a node that restarts is not gone")).await;
+    said("n2").set_modified(an_hour_ago).unwrap();
+    let left = async |controller: &mut Controller| {
+        let request = pb::GetCapacityRequest {
+            accessible_topology: Some(place(&[(ZONE, "b")])),
+            ..Default::default()
+        };
+        let reply = controller.get_capacity(request).await.unwrap().into_inner();
+        reply.available_capacity
+    };
+    let refused = controller.create_volume(there("after")).await;
+    assert_eq!(wait_code(refused), Code::ResourceExhausted);
+    assert_eq!(left(&mut controller).await, 0);
+    // What is there already can be used when the node is back, and asked for again meanwhile.
+    assert_eq!(
+        made(&mut controller, there("before")).await.volume_id,
+        volume,
+        "a volume that is there"
+    );
+    controller
+        .controller_publish_volume(attach(&volume, "n2"))
+        .await
+        .unwrap();
+    let mut other = come();
+    made(&mut controller, there("after")).await;
+    assert!(left(&mut controller).await > 0);
+    // A plugin that runs says so.
+    said("n2").set_modified(an_hour_ago).unwrap();
+    let since = std::time::Instant::now();
+    while said("n2").metadata().unwrap().modified().unwrap() == an_hour_ago {
+        assert!(since.elapsed().as_secs() < 30, "n2 does not say that it runs");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
