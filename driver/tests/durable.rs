@@ -1,4 +1,4 @@
-//! T1: what a reply promises is on disk before the reply. The kernel's own view, by strace, where it is installed; CI has it.
+//! T1: what a reply promises is on disk before the reply, for every call that writes, as the kernel saw it.
 #![allow(
     missing_docs,
     dead_code,
@@ -10,265 +10,404 @@
 )]
 mod common;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeSet, HashMap};
 
+use common::trace::{Step, Traced, in_order};
 use common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
+use holdfast_proto::csi::node_client::NodeClient;
+use tonic::Code;
+use tonic::transport::Channel;
 
-/// Within this time strace has attached, and has written what it saw.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A system call of the driver that ended well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    /// fsync or fdatasync of a file, by its name.
-    Synced(String),
-    Renamed(String, String),
-    Removed(String),
-    /// Something was written to a client.
-    Replied,
-}
-
-/// The driver under strace, from the moment at which it is attached.
-struct Traced {
-    driver: Driver,
-    strace: Child,
-    seen: usize,
-}
-
-impl Traced {
-    fn start() -> Self {
-        let driver = Driver::start();
-        let strace = Command::new("strace")
-            .args(["-f", "-y", "-qq", "-e"])
-            .arg(
-                "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto,sendmsg",
-            )
-            .args([
-                "-o",
-                &driver.path("trace"),
-                "-p",
-                &driver.process.id().to_string(),
-            ])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let status = format!("/proc/{}/task", driver.process.id());
-        let since = Instant::now();
-        let traced = |task: &Path| {
-            let text = std::fs::read_to_string(task.join("status")).unwrap_or_default();
-            text.lines()
-                .any(|l| l.starts_with("TracerPid:") && !l.ends_with("\t0"))
-        };
-        while !std::fs::read_dir(&status)
-            .unwrap()
-            .flatten()
-            .all(|t| traced(&t.path()))
-        {
-            assert!(since.elapsed() < LIMIT, "strace is not attached");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        Self {
-            driver,
-            strace,
-            seen: 0,
-        }
-    }
-
-    /// What the driver did since the last time, up to its reply.
-    fn steps(&mut self) -> Vec<Step> {
-        let since = Instant::now();
-        loop {
-            let text = std::fs::read_to_string(self.driver.path("trace")).unwrap_or_default();
-            let all = parse(&text);
-            let new = &all[self.seen.min(all.len())..];
-            if let Some(reply) = new.iter().position(|s| *s == Step::Replied) {
-                let steps = new[..=reply].to_vec();
-                // The reply's other frames belong to it.
-                self.seen = all.len();
-                return steps;
-            }
-            assert!(since.elapsed() < LIMIT, "no reply was seen; {new:?}");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Traced {
-    fn drop(&mut self) {
-        let _ = self.strace.kill();
-        let _ = self.strace.wait();
-    }
-}
-
-/// The calls in the order in which they ended: an fsync counts when it has returned, not when it began.
-fn parse(text: &str) -> Vec<Step> {
-    let mut begun = std::collections::HashMap::new();
-    let mut steps = Vec::new();
-    for line in text.lines() {
-        let Some((thread, rest)) = line.split_once(' ') else {
-            continue;
-        };
-        let rest = rest.trim_start();
-        if let Some(call) = rest.strip_suffix(" <unfinished ...>") {
-            // What is sent may be read before the call has returned.
-            if step(call) == Some(Step::Replied) {
-                steps.push(Step::Replied);
-            }
-            begun.insert(thread, call.to_owned());
-            continue;
-        }
-        let whole = match rest.strip_prefix("<... ") {
-            Some(end) => {
-                let call = begun.remove(thread).unwrap_or_default();
-                if step(&call) == Some(Step::Replied) {
-                    continue;
-                }
-                call + end.split_once("resumed>").map_or("", |(_, tail)| tail)
-            }
-            None => rest.to_owned(),
-        };
-        if !whole.contains("= -1 ") {
-            steps.extend(step(&whole));
-        }
-    }
-    steps
-}
-
-fn step(call: &str) -> Option<Step> {
-    let (name, arguments) = call.split_once('(')?;
-    let file = |text: &str| text.rsplit('/').next().map(str::to_owned);
-    match name {
-        "fsync" | "fdatasync" => {
-            let path = arguments.split_once('<')?.1.split_once('>')?.0;
-            Some(Step::Synced(file(path)?))
-        }
-        "rename" | "renameat" | "renameat2" => {
-            let mut names = arguments.split('"').skip(1).step_by(2);
-            Some(Step::Renamed(file(names.next()?)?, file(names.next()?)?))
-        }
-        "unlink" | "unlinkat" => Some(Step::Removed(file(arguments.split('"').nth(1)?)?)),
-        // A client's connection; the log is a file.
-        "write" | "writev" | "sendto" | "sendmsg" => {
-            let to = arguments.split_once('<')?.1;
-            (to.starts_with("UNIX") || to.starts_with("socket:")).then_some(Step::Replied)
-        }
-        _ => None,
-    }
-}
-
-/// Asserts that `wanted` happened in this order, whatever happened in between.
-fn in_order(steps: &[Step], wanted: &[Step]) {
-    let mut rest = steps.iter();
-    for step in wanted {
-        assert!(
-            rest.any(|s| s == step),
-            "{step:?} is not in its place of {wanted:#?}\nin {steps:#?}"
-        );
-    }
-}
+/// Every call whose order is looked at below.
+const CALLS: [&str; 11] = [
+    "CreateVolume",
+    "DeleteVolume",
+    "ControllerPublishVolume",
+    "ControllerUnpublishVolume",
+    "ControllerExpandVolume",
+    "ControllerModifyVolume",
+    "NodeStageVolume",
+    "NodeUnstageVolume",
+    "NodePublishVolume",
+    "NodeUnpublishVolume",
+    "NodeExpandVolume",
+];
 
 fn synced(name: &str) -> Step {
     Step::Synced(name.to_owned())
 }
 
-async fn replies_come_after_their_fsyncs() {
-    let mut traced = Traced::start();
-    let mut controller = ControllerClient::new(traced.driver.channel().await);
-    // The connection's own greeting is no reply.
-    controller
-        .get_capacity(pb::GetCapacityRequest::default())
-        .await
-        .unwrap();
-    traced.steps();
-    let id = controller
-        .create_volume(create("a", None, MIB, 0))
-        .await
-        .unwrap()
-        .into_inner()
-        .volume
-        .unwrap()
-        .volume_id;
-    let (record, image) = (format!("{id}.json"), format!("{id}.img"));
-    let temporary = format!("{record}.tmp");
-    let written = [
-        synced(&temporary),
-        Step::Renamed(temporary.clone(), record.clone()),
-        synced("volumes"),
-        Step::Replied,
-    ];
+/// A file is written beside its place, made durable, put in its place, and its name made durable.
+fn put(temporary: &str, name: &str, folder: &str) -> Vec<Step> {
+    vec![
+        synced(temporary),
+        Step::Renamed(temporary.to_owned(), name.to_owned()),
+        synced(folder),
+    ]
+}
+
+fn gone(name: &str, folder: &str) -> Vec<Step> {
+    vec![Step::Removed(name.to_owned()), synced(folder)]
+}
+
+/// The files of one volume.
+struct Files {
+    id: String,
+    image: String,
+}
+
+impl Files {
+    fn of(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            image: format!("{id}.img"),
+        }
+    }
+
+    fn record(&self) -> Vec<Step> {
+        put(
+            &format!("{}.json.tmp", self.id),
+            &format!("{}.json", self.id),
+            "volumes",
+        )
+    }
+
+    fn request(&self) -> Vec<Step> {
+        let name = format!("{}.json", self.id);
+        put(&format!("{name}.json.tmp"), &name, "requests")
+    }
+
+    fn answer(&self) -> Vec<Step> {
+        let name = format!("{}.answer.json", self.id);
+        put(&format!("{name}.json.tmp"), &name, "requests")
+    }
+
+    fn withdrawn(&self) -> Vec<Step> {
+        let names = [format!("{}.json", self.id), format!("{}.answer.json", self.id)];
+        names.iter().flat_map(|name| gone(name, "requests")).collect()
+    }
+}
+
+/// A driver that is watched, and its clients.
+struct Watched {
+    traced: Traced,
+    controller: ControllerClient<Channel>,
+    node: NodeClient<Channel>,
+    fs: Option<&'static str>,
+    context: HashMap<String, String>,
+}
+
+impl Watched {
+    async fn start(fs: Option<&'static str>) -> Self {
+        let mut traced = Traced::start();
+        let mut controller = ControllerClient::new(traced.driver.channel().await);
+        // The connection's own greeting is no reply.
+        controller
+            .get_capacity(pb::GetCapacityRequest::default())
+            .await
+            .unwrap();
+        traced.steps();
+        let mut node = NodeClient::new(traced.driver.channel().await);
+        node.node_get_info(pb::NodeGetInfoRequest::default())
+            .await
+            .unwrap();
+        traced.steps();
+        Self {
+            traced,
+            controller,
+            node,
+            fs,
+            context: HashMap::new(),
+        }
+    }
+
+    /// Asserts that the last call did this in this order before its reply.
+    fn did(&mut self, parts: &[Vec<Step>]) {
+        let mut wanted = parts.concat();
+        wanted.push(Step::Replied);
+        in_order(&self.traced.steps(), &wanted);
+    }
+
+    /// Asserts that the last call made nothing durable, because it promises nothing that outlives the kernel.
+    fn did_nothing_durable(&mut self, wanted: &[Step]) {
+        let steps = self.traced.steps();
+        let is_durable = |step: &&Step| matches!(step, Step::Synced(_) | Step::Renamed(..));
+        assert_eq!(steps.iter().find(is_durable), None, "{steps:#?}");
+        in_order(&steps, wanted);
+    }
+
+    async fn make(&mut self, name: &str, bytes: i64, of: Option<&str>) -> Files {
+        use pb::volume_content_source::{Type, VolumeSource};
+        let source = of.map(|id| pb::VolumeContentSource {
+            r#type: Some(Type::Volume(VolumeSource {
+                volume_id: id.to_owned(),
+            })),
+        });
+        let request = pb::CreateVolumeRequest {
+            volume_content_source: source,
+            ..create(name, self.fs, bytes, 0)
+        };
+        let reply = self.controller.create_volume(request).await.unwrap();
+        Files::of(&reply.into_inner().volume.unwrap().volume_id)
+    }
+
+    async fn attach(&mut self, id: &str, node: &str) {
+        let publish = pb::ControllerPublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: node.to_owned(),
+            volume_capability: Some(capability(self.fs)),
+            ..Default::default()
+        };
+        let reply = self.controller.controller_publish_volume(publish).await.unwrap();
+        self.context = reply.into_inner().publish_context;
+    }
+
+    async fn detach(&mut self, id: &str, node: &str) -> Result<(), tonic::Status> {
+        let unpublish = pb::ControllerUnpublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: node.to_owned(),
+            ..Default::default()
+        };
+        self.controller
+            .controller_unpublish_volume(unpublish)
+            .await
+            .map(drop)
+    }
+
+    async fn expand(&mut self, id: &str, bytes: i64) {
+        let expand = pb::ControllerExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            capacity_range: Some(pb::CapacityRange {
+                required_bytes: bytes,
+                limit_bytes: 0,
+            }),
+            ..Default::default()
+        };
+        self.controller.controller_expand_volume(expand).await.unwrap();
+    }
+
+    async fn delete(&mut self, id: &str) {
+        let delete = pb::DeleteVolumeRequest {
+            volume_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.controller.delete_volume(delete).await.unwrap();
+    }
+
+    fn stage_request(&self, id: &str) -> pb::NodeStageVolumeRequest {
+        let staging_target_path = self.traced.driver.path("stage");
+        std::fs::create_dir_all(&staging_target_path).unwrap();
+        pb::NodeStageVolumeRequest {
+            volume_id: id.to_owned(),
+            publish_context: self.context.clone(),
+            staging_target_path,
+            volume_capability: Some(capability(self.fs)),
+            ..Default::default()
+        }
+    }
+
+    async fn stage(&mut self, id: &str) {
+        let request = self.stage_request(id);
+        self.node.node_stage_volume(request).await.unwrap();
+    }
+
+    async fn unstage(&mut self, id: &str) {
+        let request = pb::NodeUnstageVolumeRequest {
+            volume_id: id.to_owned(),
+            staging_target_path: self.traced.driver.path("stage"),
+        };
+        self.node.node_unstage_volume(request).await.unwrap();
+    }
+}
+
+async fn controllers_reply_after_their_fsyncs() {
+    let mut on = Watched::start(None).await;
+    let files = on.make("a", MIB, None).await;
+    let (id, image) = (files.id.clone(), files.image.clone());
+    let named = |id: &str| Step::Renamed(format!("{id}.json.tmp"), format!("{id}.json"));
     // The intent and the image, with their names, before the record says ready.
-    let mut expected = vec![
-        Step::Renamed(temporary.clone(), record.clone()),
-        synced(&record),
+    let intent = vec![
+        named(&id),
+        synced(&format!("{id}.json")),
         synced(&image),
         synced("volumes"),
     ];
-    expected.extend(written.clone());
-    in_order(&traced.steps(), &expected);
+    on.did(&[intent, files.record()]);
 
-    let publish = pb::ControllerPublishVolumeRequest {
-        volume_id: id.clone(),
-        node_id: String::from("n1"),
-        volume_capability: Some(capability(None)),
-        ..Default::default()
-    };
-    controller.controller_publish_volume(publish).await.unwrap();
-    in_order(&traced.steps(), &written);
-
-    let expand = pb::ControllerExpandVolumeRequest {
-        volume_id: id.clone(),
-        capacity_range: Some(pb::CapacityRange {
-            required_bytes: 2 * MIB,
-            limit_bytes: 0,
-        }),
-        ..Default::default()
-    };
-    controller.controller_expand_volume(expand).await.unwrap();
-    let mut expected = written[..3].to_vec();
-    expected.extend([synced(&image), Step::Replied]);
-    in_order(&traced.steps(), &expected);
-
-    let unpublish = pb::ControllerUnpublishVolumeRequest {
-        volume_id: id.clone(),
-        node_id: String::from("n1"),
-        ..Default::default()
-    };
-    controller.controller_unpublish_volume(unpublish).await.unwrap();
-    in_order(&traced.steps(), &written);
-
-    let delete = pb::DeleteVolumeRequest {
-        volume_id: id,
-        ..Default::default()
-    };
-    controller.delete_volume(delete).await.unwrap();
-    let mut expected = written[..3].to_vec();
-    expected.extend([
-        Step::Removed(image),
+    let copy = on.make("copy", MIB, Some(&id)).await;
+    let temporary = format!("{}.img.tmp", copy.id);
+    let intent = vec![
+        named(&copy.id),
+        synced(&format!("{}.json", copy.id)),
+        synced(&temporary),
+        Step::Renamed(temporary, copy.image.clone()),
         synced("volumes"),
-        Step::Removed(record),
-        synced("volumes"),
-        Step::Replied,
+    ];
+    on.did(&[intent, copy.record()]);
+
+    let modify = pb::ControllerModifyVolumeRequest {
+        volume_id: id.clone(),
+        mutable_parameters: HashMap::from([(String::from("access"), String::from("read-only"))]),
+        ..Default::default()
+    };
+    on.controller.controller_modify_volume(modify).await.unwrap();
+    on.did(&[files.record()]);
+
+    on.attach(&id, "n1").await;
+    on.did(&[files.record()]);
+    on.expand(&id, 2 * MIB).await;
+    on.did(&[files.record(), vec![synced(&image)]]);
+    on.detach(&id, "n1").await.unwrap();
+    on.did(&[files.record()]);
+
+    on.delete(&id).await;
+    let record = format!("{id}.json");
+    on.did(&[files.record(), gone(&image, "volumes"), gone(&record, "volumes")]);
+}
+
+async fn a_filesystem_is_durable_before_it_is_called_made() {
+    let mut on = Watched::start(Some("ext4")).await;
+    let files = on.make("a", 16 * MIB, None).await;
+    on.traced.steps();
+    on.attach(&files.id, "n1").await;
+    on.traced.steps();
+    on.stage(&files.id).await;
+    let device = loops_below(on.traced.driver.folder.path()).remove(0);
+    let made = vec![
+        Step::Ran(String::from("mke2fs")),
+        synced(device.trim_start_matches("/dev/")),
+    ];
+    on.did(&[files.record(), made, files.record(), vec![Step::Mounted]]);
+    on.unstage(&files.id).await;
+    on.did(&[vec![Step::Unmounted(String::from("stage")), synced(&files.image)]]);
+    // It is made once.
+    on.stage(&files.id).await;
+    on.did_nothing_durable(&[Step::Mounted]);
+    on.unstage(&files.id).await;
+}
+
+/// Mounts and devices end with the kernel, and a target with them: kubelet makes, and asks for, both again. A filesystem
+/// that was grown and is smaller again after a power failure grows when it is staged; its device has its image's size,
+/// which the controller has made durable.
+async fn what_ends_with_the_kernel_is_not_made_durable() {
+    for fs in [Some("xfs"), None] {
+        let mut on = Watched::start(fs).await;
+        let files = on.make("a", 320 * MIB, None).await;
+        on.traced.steps();
+        on.attach(&files.id, "n1").await;
+        on.traced.steps();
+        on.stage(&files.id).await;
+        if fs.is_none() {
+            on.did_nothing_durable(&[Step::Device(String::from("LOOP_CONFIGURE"))]);
+        } else {
+            on.traced.steps();
+        }
+        let target = on.traced.driver.path("target");
+        let stage = on.stage_request(&files.id);
+        let publish = pb::NodePublishVolumeRequest {
+            volume_id: files.id.clone(),
+            publish_context: on.context.clone(),
+            staging_target_path: stage.staging_target_path,
+            target_path: target.clone(),
+            volume_capability: stage.volume_capability,
+            ..Default::default()
+        };
+        on.node.node_publish_volume(publish).await.unwrap();
+        on.did_nothing_durable(&[Step::Mounted]);
+        on.expand(&files.id, 400 * MIB).await;
+        on.did(&[files.record(), vec![synced(&files.image)]]);
+        let expand = pb::NodeExpandVolumeRequest {
+            volume_id: files.id.clone(),
+            volume_path: target.clone(),
+            ..Default::default()
+        };
+        on.node.node_expand_volume(expand).await.unwrap();
+        let mut grown = vec![Step::Device(String::from("LOOP_SET_CAPACITY"))];
+        grown.extend(fs.map(|_| Step::Ran(String::from("xfs_growfs"))));
+        on.did_nothing_durable(&grown);
+        let unpublish = pb::NodeUnpublishVolumeRequest {
+            volume_id: files.id.clone(),
+            target_path: target,
+        };
+        on.node.node_unpublish_volume(unpublish).await.unwrap();
+        let target = || String::from("target");
+        on.did_nothing_durable(&[Step::Unmounted(target()), Step::Removed(target())]);
+        // What was written is on the disk before anybody else is told that the volume is free.
+        on.unstage(&files.id).await;
+        let freed = match fs {
+            Some(_) => Step::Unmounted(String::from("stage")),
+            None => Step::Device(String::from("LOOP_CLR_FD")),
+        };
+        on.did(&[vec![freed, synced(&files.image)]]);
+    }
+}
+
+async fn a_request_is_durable_before_its_answer_and_that_before_it_counts() {
+    let mut on = Watched::start(None).await;
+    let files = on.make("a", MIB, None).await;
+    on.traced.steps();
+    on.attach(&files.id, "n1").await;
+    on.traced.steps();
+    on.stage(&files.id).await;
+    on.traced.steps();
+    let refused = on.detach(&files.id, "n1").await;
+    assert_eq!(wait_code(refused), Code::FailedPrecondition);
+    on.did(&[files.request(), files.answer(), files.withdrawn()]);
+    on.unstage(&files.id).await;
+    on.traced.steps();
+    on.detach(&files.id, "n1").await.unwrap();
+    on.traced.steps();
+
+    // Another node stages it and dies; the one that is watched acts in its place.
+    let folder = on.traced.driver.folder.path().to_owned();
+    let socket = folder.join("n2.sock");
+    let mut other = spawn_node(&folder, "node", "n2", &socket);
+    on.attach(&files.id, "n2").await;
+    on.traced.steps();
+    let request = on.stage_request(&files.id);
+    let staged = NodeClient::new(connect(&socket).await)
+        .node_stage_volume(request)
+        .await;
+    let _ = other.kill();
+    let _ = other.wait();
+    staged.unwrap();
+    on.detach(&files.id, "n2").await.unwrap();
+    on.did(&[
+        files.request(),
+        vec![Step::Device(String::from("LOOP_SET_STATUS64"))],
+        files.answer(),
+        files.record(),
+        files.withdrawn(),
     ]);
-    in_order(&traced.steps(), &expected);
+}
+
+fn every_call_that_writes_is_looked_at() {
+    assert_eq!(BTreeSet::from(CALLS.map(String::from)), writing::calls());
 }
 
 fn main() {
-    let has_strace = Command::new("strace")
-        .arg("-V")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success());
-    if !has_strace {
-        eprintln!("ignored: strace is not installed, and nothing else shows the kernel's view");
-    }
-    let arguments = libtest_mimic::Arguments::from_args();
-    let trial = libtest_mimic::Trial::test("replies_come_after_their_fsyncs", || {
-        run(replies_come_after_their_fsyncs())
-    });
-    libtest_mimic::run(&arguments, vec![trial.with_ignored_flag(!has_strace)]).exit();
+    let tools = [needs::FILESYSTEMS, &[needs::STRACE]].concat();
+    run_cases_with(
+        &tools,
+        vec![
+            ("controllers_reply_after_their_fsyncs", || {
+                run(controllers_reply_after_their_fsyncs())
+            }),
+            ("a_filesystem_is_durable_before_it_is_called_made", || {
+                run(a_filesystem_is_durable_before_it_is_called_made())
+            }),
+            ("what_ends_with_the_kernel_is_not_made_durable", || {
+                run(what_ends_with_the_kernel_is_not_made_durable())
+            }),
+            (
+                "a_request_is_durable_before_its_answer_and_that_before_it_counts",
+                || run(a_request_is_durable_before_its_answer_and_that_before_it_counts()),
+            ),
+            ("every_call_that_writes_is_looked_at", || {
+                blocking(every_call_that_writes_is_looked_at)
+            }),
+        ],
+    );
 }

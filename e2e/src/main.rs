@@ -42,7 +42,8 @@ async fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> anyhow::Result<Exit> {
     match command {
-        Command::Doctor => doctor::doctor().await,
+        Command::Doctor(args) if args.install.is_empty() => doctor::doctor().await,
+        Command::Doctor(args) => doctor::install(&args).await,
         Command::Cluster(command) => cluster::cluster(command).await,
         Command::Cache(command) => cluster::cache(command).await,
         Command::Completions { shell } => {

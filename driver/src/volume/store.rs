@@ -138,12 +138,12 @@ impl Store {
     }
 
     fn name(&self, temporary: &Path, record: &Record) -> io::Result<()> {
-        let step = match record.state {
-            State::Creating => "record-creating",
-            State::Ready => "record-ready",
-            State::Deleting => "record-deleting",
-        };
-        failpoint::step(step, || fs::rename(temporary, self.record(&record.id)))
+        let rename = || fs::rename(temporary, self.record(&record.id));
+        match record.state {
+            State::Creating => failpoint::step("record-creating", rename),
+            State::Ready => failpoint::step("record-ready", rename),
+            State::Deleting => failpoint::step("record-deleting", rename),
+        }
     }
 
     /// [`Store::write`], if what all volumes have together allows it: nothing is promised by anybody, in any process, between
@@ -250,19 +250,28 @@ impl Store {
     /// The failed call.
     pub fn erase(&self, id: &VolumeId) -> Result<(), Error> {
         let image = self.image(id);
-        for (name, path) in [
-            ("copy-removed", image.with_extension("img.tmp")),
-            ("image-removed", image),
-            ("record-removed", self.record(id)),
-        ] {
-            let step = || format!("removing {}", path.display());
-            match failpoint::step(name, || fs::remove_file(&path)) {
-                Ok(()) => self.sync(step())?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::storage(step())(error)),
-            }
-        }
+        let copy = image.with_extension("img.tmp");
+        let record = self.record(id);
+        self.erased(&copy, failpoint::step("copy-removed", || fs::remove_file(&copy)))?;
+        self.erased(
+            &image,
+            failpoint::step("image-removed", || fs::remove_file(&image)),
+        )?;
+        self.erased(
+            &record,
+            failpoint::step("record-removed", || fs::remove_file(&record)),
+        )?;
         errand::withdraw(self, id)
+    }
+
+    /// Makes the removal of a file durable; one that was gone needs nothing.
+    fn erased(&self, path: &Path, removed: io::Result<()>) -> Result<(), Error> {
+        let step = || format!("removing {}", path.display());
+        match removed {
+            Ok(()) => self.sync(step()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::storage(step())(error)),
+        }
     }
 
     /// What `question` finds among all volumes, as they are now in the folder.
@@ -350,9 +359,16 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Added, not put in place of an extension: n.a and n.b are two nodes.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".json.tmp");
-    write(Path::new(&temporary), bytes, true)?;
-    fs::rename(&temporary, path)?;
-    sync_folder(path.parent().unwrap_or(Path::new("/")))
+    let put = failpoint::step("file-written", || write(Path::new(&temporary), bytes, true))
+        .and_then(|()| failpoint::step("file-named", || fs::rename(&temporary, path)));
+    if let Err(error) = put {
+        // The error that counts is the first one.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    failpoint::step("file-settled", || {
+        sync_folder(path.parent().unwrap_or(Path::new("/")))
+    })
 }
 
 /// Removes a file durably; one that is gone is no error.
@@ -360,7 +376,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// The failed call.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+    match failpoint::step("file-removed", || fs::remove_file(path)) {
         Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("/"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

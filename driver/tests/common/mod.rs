@@ -1,5 +1,8 @@
 //! A driver process in a folder of its own, and the calls of kubelet and the sidecars on it.
+pub mod needs;
 pub mod raw;
+pub mod trace;
+pub mod writing;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -418,18 +421,16 @@ pub type Case = (&'static str, fn() -> Result<(), Failed>);
 
 /// Runs cases; without what they need they are ignored, with the reason, except where CI has to have it.
 pub fn run_cases(cases: Vec<Case>) -> ! {
+    run_cases_with(needs::FILESYSTEMS, cases)
+}
+
+/// [`run_cases`] that need these programs.
+pub fn run_cases_with(tools: &[needs::Tool], cases: Vec<Case>) -> ! {
     let arguments = Arguments::from_args();
-    let reason = missing();
-    if let Some(reason) = &reason {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "CI must not skip these: {reason}"
-        );
-        eprintln!("ignored: {reason}");
-    }
+    let ignored = needs::are_ignored(tools);
     let trials = cases
         .into_iter()
-        .map(|(name, body)| Trial::test(name, body).with_ignored_flag(reason.is_some()))
+        .map(|(name, body)| Trial::test(name, body).with_ignored_flag(ignored))
         .collect();
     libtest_mimic::run(&arguments, trials).exit()
 }
@@ -442,22 +443,4 @@ pub fn run(body: impl Future<Output = ()>) -> Result<(), Failed> {
 pub fn blocking(body: impl FnOnce()) -> Result<(), Failed> {
     body();
     Ok(())
-}
-
-/// What these tests need and this machine does not have.
-pub fn missing() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some(String::from("root is needed for loop devices and mounts"));
-    }
-    if !Path::new("/dev/loop-control").exists() {
-        return Some(String::from("there is no /dev/loop-control"));
-    }
-    let tools = ["mke2fs", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs"];
-    let there = |tool: &&&str| {
-        ["/usr/sbin", "/sbin", "/usr/bin"]
-            .iter()
-            .any(|folder| Path::new(folder).join(tool).exists())
-    };
-    let absent: Vec<_> = tools.iter().filter(|t| !there(t)).collect();
-    (!absent.is_empty()).then(|| format!("{absent:?} are missing: `cargo e2e doctor` names their packages"))
 }

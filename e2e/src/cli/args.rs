@@ -29,7 +29,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what this machine has, lacks, and how to get it
-    Doctor,
+    Doctor(DoctorArgs),
     /// List the scenarios
     List(ListArgs),
     /// Bring clusters up and down, look at them, load images into them
@@ -57,6 +57,17 @@ pub enum Command {
     /// Write or verify numbered blocks; runs inside pods
     #[command(subcommand, hide = true)]
     Io(IoCommand),
+}
+
+/// What `holdfast doctor` takes.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Install the Debian packages of these programs of the list, where they are missing, and say nothing else
+    #[arg(long, value_name = "PROGRAM", num_args = 1..)]
+    pub install: Vec<String>,
+    /// Consent to install them
+    #[arg(long, requires = "install")]
+    pub yes: bool,
 }
 
 /// Options that choose a cluster.

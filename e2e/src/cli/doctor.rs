@@ -1,8 +1,39 @@
 //! `holdfast doctor`: one line for each thing that a run needs.
+use super::args::DoctorArgs;
 use super::exit::Exit;
+use crate::cluster::packages::Needed;
 use crate::cluster::versions::Versions;
-use crate::cluster::{cache_root, docker, host, node_image, packages, tools};
+use crate::cluster::{ClusterError, cache_root, docker, host, node_image, packages, tools};
 use crate::command;
+use crate::progress::Progress;
+
+/// Everything that a package of the system holds.
+fn of_packages() -> impl Iterator<Item = &'static Needed> {
+    packages::NEEDED.iter().chain(packages::FOR_TESTS)
+}
+
+/// Installs the packages of the named programs, by the function and the consent of every run.
+///
+/// # Errors
+/// A program that is not of the list, or what [`packages::ensure`] says.
+pub async fn install(args: &DoctorArgs) -> anyhow::Result<Exit> {
+    let mut wanted = Vec::new();
+    for program in &args.install {
+        match of_packages().find(|needed| needed.program == program) {
+            Some(needed) => wanted.push(*needed),
+            None => {
+                let known: Vec<_> = of_packages().map(|needed| needed.program).collect();
+                return Err(ClusterError::Setup(format!(
+                    "{program} is no program that is installed here; these are: {}",
+                    known.join(", ")
+                ))
+                .into());
+            }
+        }
+    }
+    packages::ensure(&wanted, args.yes, &Progress::default()).await?;
+    Ok(Exit::Passed)
+}
 
 /// Prints the list; it changes nothing.
 ///
@@ -28,7 +59,7 @@ pub async fn doctor() -> anyhow::Result<Exit> {
             "install Go 1.26 or newer; it builds the tools and the node image",
         ),
     }
-    for needed in packages::NEEDED {
+    for needed in of_packages() {
         match command::find(needed.program) {
             Some(path) => line("ok", needed.program, &path.display().to_string()),
             None if root && command::find("apt-get").is_some() => {

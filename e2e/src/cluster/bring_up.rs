@@ -33,7 +33,7 @@ pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, Clus
             "a cluster {name} is there already; remove it with: holdfast cluster down {name}"
         )));
     }
-    packages::ensure(spec.yes, progress).await?;
+    packages::ensure(packages::NEEDED, spec.yes, progress).await?;
     host::ensure_space()?;
     host::ensure_limits(progress)?;
     let docker = docker::ensure(progress).await?;

@@ -75,21 +75,28 @@ pub const NEEDED: &[Needed] = &[
     },
 ];
 
-/// What is missing.
-pub fn missing() -> Vec<Needed> {
-    NEEDED
+/// What only tests call, beside what a run needs.
+pub const FOR_TESTS: &[Needed] = &[Needed {
+    program: "strace",
+    package: "strace",
+    why: "shows tests the order of the driver's system calls",
+}];
+
+/// What of `needed` is missing.
+pub fn missing(needed: &[Needed]) -> Vec<Needed> {
+    needed
         .iter()
         .copied()
         .filter(|needed| command::find(needed.program).is_none())
         .collect()
 }
 
-/// Installs what is missing, after one consent: `yes`, CI=true, or an answer on the terminal.
+/// Installs what of `needed` is missing, after one consent: `yes`, CI=true, or an answer on the terminal.
 ///
 /// # Errors
 /// If it is refused or not possible here; the message has the command for somebody who may.
-pub async fn ensure(yes: bool, progress: &Progress) -> Result<(), ClusterError> {
-    let mut names: Vec<&str> = missing().iter().map(|needed| needed.package).collect();
+pub async fn ensure(needed: &[Needed], yes: bool, progress: &Progress) -> Result<(), ClusterError> {
+    let mut names: Vec<&str> = missing(needed).iter().map(|needed| needed.package).collect();
     names.sort_unstable();
     names.dedup();
     if names.is_empty() {

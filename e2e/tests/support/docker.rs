@@ -12,7 +12,9 @@ pub struct TestDocker {
 /// Finds a daemon, or starts a private one; what it needs is installed where that is consented to.
 pub async fn ensure() -> Result<TestDocker, String> {
     let progress = Progress::default();
-    packages::ensure(false, &progress).await.map_err(super::chain)?;
+    packages::ensure(packages::NEEDED, false, &progress)
+        .await
+        .map_err(super::chain)?;
     let docker = docker::ensure(&progress).await.map_err(super::chain)?;
     Ok(TestDocker { docker, progress })
 }

@@ -1,115 +1,114 @@
-//! T1: the real process killed at every failpoint, before and after, and every step made to fail: whatever comes next, nothing
-//! leaks and nothing is lost. `cargo test -p holdfast-driver --test crash`
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::disallowed_methods
-)]
-mod common;
-
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+//! A volume's life: the calls in their order, as its callers make them, and what is there of it.
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::*;
 use holdfast_driver::id::VolumeId;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
-use libtest_mimic::{Arguments, Trial};
+use pb::volume_capability::access_mode::Mode;
 use tonic::Code;
 
+use crate::common::*;
+
 /// Within this time a process that was to die is dead, and a sweep has swept.
-const LIMIT: Duration = Duration::from_secs(10);
-const ERRNOS: [&str; 4] = ["EIO", "ENOSPC", "EBUSY", "EROFS"];
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// A call, as the specification calls it, and what is special about it.
+pub type Call = &'static str;
 
 /// The calls of a volume's life, in order.
-#[allow(clippy::enum_variant_names)] // as the specification calls them
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Call {
-    CreateVolume,
-    ControllerPublishVolume,
-    NodeStageVolume,
-    NodePublishVolume,
-    ControllerExpandVolume,
-    NodeExpandVolume,
-    NodeUnpublishVolume,
-    NodeUnstageVolume,
-    ControllerUnpublishVolume,
-    DeleteVolume,
-}
-
-use Call::*;
-const LIFE: [Call; 10] = [
-    CreateVolume,
-    ControllerPublishVolume,
-    NodeStageVolume,
-    NodePublishVolume,
-    ControllerExpandVolume,
-    NodeExpandVolume,
-    NodeUnpublishVolume,
-    NodeUnstageVolume,
-    ControllerUnpublishVolume,
-    DeleteVolume,
+pub const LIFE: [Call; 12] = [
+    "CreateVolume",
+    "ControllerModifyVolume",
+    "ControllerPublishVolume",
+    "NodeStageVolume",
+    "NodePublishVolume",
+    "ControllerUnpublishVolume while it is in use",
+    "ControllerExpandVolume",
+    "NodeExpandVolume",
+    "NodeUnpublishVolume",
+    "NodeUnstageVolume",
+    "ControllerUnpublishVolume",
+    "DeleteVolume",
 ];
 /// What undoes everything, whatever was done.
-const UNDO: [Call; 4] = [
-    NodeUnpublishVolume,
-    NodeUnstageVolume,
-    ControllerUnpublishVolume,
-    DeleteVolume,
+pub const UNDO: [Call; 4] = [
+    "NodeUnpublishVolume",
+    "NodeUnstageVolume",
+    "ControllerUnpublishVolume",
+    "DeleteVolume",
 ];
+/// What gives the volume to a node.
+pub const GIVE: [Call; 3] = ["ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
 
-impl Call {
-    fn is_of_node(self) -> bool {
-        matches!(
-            self,
-            NodeStageVolume | NodePublishVolume | NodeExpandVolume | NodeUnpublishVolume | NodeUnstageVolume
-        )
-    }
+pub fn is_of_node(call: Call) -> bool {
+    call.starts_with("Node")
+}
+
+pub fn place(call: Call) -> usize {
+    LIFE.iter().position(|c| *c == call).unwrap()
 }
 
 /// What kind of volume lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Ext4,
+    /// With a second target that only reads, and by which it is grown.
+    Xfs,
     Block,
     Copy,
+    /// Staged on a node whose plugin has died before it is detached.
+    Lost,
 }
 
 impl Kind {
-    fn fs(self) -> Option<&'static str> {
-        (self == Self::Ext4).then_some("ext4")
+    fn capability(self) -> pb::VolumeCapability {
+        match self {
+            Self::Ext4 => capability(Some("ext4")),
+            Self::Xfs => capability_with(Some("xfs"), Mode::SingleNodeMultiWriter, &[], ""),
+            Self::Block | Self::Copy | Self::Lost => capability(None),
+        }
     }
 
-    fn name(self) -> &'static str {
+    /// Before and after it is grown.
+    fn bytes(self) -> [i64; 2] {
+        match self {
+            Self::Xfs => [320 * MIB, 400 * MIB],
+            Self::Ext4 | Self::Block | Self::Copy | Self::Lost => [16 * MIB, 24 * MIB],
+        }
+    }
+
+    pub fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
             Self::Block => "block",
             Self::Copy => "copy",
+            Self::Lost => "lost",
         }
+    }
+
+    fn has_filesystem(self) -> bool {
+        matches!(self, Self::Ext4 | Self::Xfs)
     }
 }
 
 /// A data folder, the processes on it, and a volume.
-struct World {
-    driver: Driver,
+pub struct World {
+    pub driver: Driver,
     others: Vec<Child>,
     kind: Kind,
     id: String,
     /// Where the calls go, and as which node.
-    controller: PathBuf,
-    node: (PathBuf, &'static str),
+    pub controller: PathBuf,
+    pub node: (PathBuf, &'static str),
     context: HashMap<String, String>,
     written: bool,
+    modified: bool,
 }
 
 impl Drop for World {
@@ -123,7 +122,7 @@ impl Drop for World {
 
 impl World {
     /// A folder with a bystander, whose content must not change.
-    async fn new(kind: Kind) -> Self {
+    pub async fn new(kind: Kind) -> Self {
         let driver = Driver::start();
         let mut world = Self {
             id: VolumeId::of_name("victim").to_string(),
@@ -134,6 +133,7 @@ impl World {
             kind,
             context: HashMap::new(),
             written: false,
+            modified: false,
         };
         let mut controller = world.controller().await;
         controller
@@ -149,37 +149,39 @@ impl World {
         world
     }
 
-    fn bystander(&self) -> String {
+    pub fn bystander(&self) -> String {
         self.driver
             .path(&format!("data/volumes/{}.img", VolumeId::of_name("bystander")))
     }
 
-    async fn controller(&self) -> ControllerClient<tonic::transport::Channel> {
+    pub async fn controller(&self) -> ControllerClient<tonic::transport::Channel> {
         ControllerClient::new(connect(&self.controller).await)
     }
 
-    fn at(&self, name: &str) -> String {
+    pub fn at(&self, name: &str) -> String {
         self.driver.path(&format!("{}-{name}", self.node.1))
     }
 
     /// Makes a call as its sidecar or kubelet makes it.
-    async fn call(&mut self, call: Call) -> Result<(), tonic::Status> {
-        let capability = Some(capability(self.kind.fs()));
+    pub async fn call(&mut self, call: Call) -> Result<(), tonic::Status> {
+        let capability = Some(self.kind.capability());
+        let [bytes, more] = self.kind.bytes();
         let volume_id = self.id.clone();
         let range = Some(pb::CapacityRange {
-            required_bytes: 24 * MIB,
+            required_bytes: more,
             limit_bytes: 0,
         });
         let mut controller = self.controller().await;
-        let node = if call.is_of_node() {
+        let node = if is_of_node(call) {
             &self.node.0
         } else {
             &self.controller
         };
         let mut node = NodeClient::new(connect(node).await);
         match call {
-            CreateVolume => {
-                let mut request = create("victim", self.kind.fs(), 16 * MIB, 0);
+            "CreateVolume" => {
+                let mut request = create("victim", None, bytes, 0);
+                request.volume_capabilities = capability.into_iter().collect();
                 if self.kind == Kind::Copy {
                     use pb::volume_content_source::{Type, VolumeSource};
                     let source = VolumeSource {
@@ -192,7 +194,7 @@ impl World {
                 let reply = controller.create_volume(request).await?;
                 assert_eq!(reply.into_inner().volume.unwrap().volume_id, self.id);
             }
-            ControllerPublishVolume => {
+            "ControllerPublishVolume" => {
                 let request = pb::ControllerPublishVolumeRequest {
                     volume_id,
                     node_id: self.node.1.to_owned(),
@@ -202,7 +204,7 @@ impl World {
                 let reply = controller.controller_publish_volume(request).await?;
                 self.context = reply.into_inner().publish_context;
             }
-            NodeStageVolume => {
+            "NodeStageVolume" => {
                 std::fs::create_dir_all(self.at("stage")).unwrap();
                 let request = pb::NodeStageVolumeRequest {
                     volume_id,
@@ -213,7 +215,7 @@ impl World {
                 };
                 node.node_stage_volume(request).await?;
             }
-            NodePublishVolume => {
+            "NodePublishVolume" => {
                 let request = pb::NodePublishVolumeRequest {
                     volume_id,
                     publish_context: self.context.clone(),
@@ -222,10 +224,18 @@ impl World {
                     volume_capability: capability,
                     ..Default::default()
                 };
+                if self.kind == Kind::Xfs {
+                    let reader = pb::NodePublishVolumeRequest {
+                        readonly: true,
+                        target_path: self.at("reader"),
+                        ..request.clone()
+                    };
+                    node.node_publish_volume(reader).await?;
+                }
                 node.node_publish_volume(request).await?;
                 self.content();
             }
-            ControllerExpandVolume => {
+            "ControllerExpandVolume" => {
                 let request = pb::ControllerExpandVolumeRequest {
                     volume_id,
                     capacity_range: range,
@@ -234,10 +244,14 @@ impl World {
                 };
                 controller.controller_expand_volume(request).await?;
             }
-            NodeExpandVolume => {
+            "NodeExpandVolume" => {
                 let request = pb::NodeExpandVolumeRequest {
                     volume_id,
-                    volume_path: self.at("target"),
+                    volume_path: self.at(if self.kind == Kind::Xfs {
+                        "reader"
+                    } else {
+                        "target"
+                    }),
                     staging_target_path: self.at("stage"),
                     capacity_range: range,
                     volume_capability: capability,
@@ -250,49 +264,82 @@ impl World {
                 };
                 match grown {
                     Err(status) if !cannot(&status) => return Err(status),
-                    _ => {}
+                    Err(_) => {}
+                    Ok(_) if self.kind.has_filesystem() => self.is_grown(more),
+                    Ok(_) => {}
                 }
             }
-            NodeUnpublishVolume => {
-                let request = pb::NodeUnpublishVolumeRequest {
-                    volume_id,
-                    target_path: self.at("target"),
-                };
-                node.node_unpublish_volume(request).await?;
-                assert!(!std::path::Path::new(&self.at("target")).exists());
+            "NodeUnpublishVolume" => {
+                for target in ["target", "reader"] {
+                    let request = pb::NodeUnpublishVolumeRequest {
+                        volume_id: volume_id.clone(),
+                        target_path: self.at(target),
+                    };
+                    node.node_unpublish_volume(request).await?;
+                    assert!(!Path::new(&self.at(target)).exists());
+                }
             }
-            NodeUnstageVolume => {
+            "NodeUnstageVolume" => {
                 let request = pb::NodeUnstageVolumeRequest {
                     volume_id,
                     staging_target_path: self.at("stage"),
                 };
                 node.node_unstage_volume(request).await?;
             }
-            ControllerUnpublishVolume => {
+            "ControllerUnpublishVolume" | "ControllerUnpublishVolume while it is in use" => {
                 let request = pb::ControllerUnpublishVolumeRequest {
                     volume_id,
                     node_id: self.node.1.to_owned(),
                     ..Default::default()
                 };
-                controller.controller_unpublish_volume(request).await?;
+                let done = controller.controller_unpublish_volume(request).await;
+                // The node says that it uses the volume.
+                match (call == "ControllerUnpublishVolume", done) {
+                    (true, done) => done.map(drop)?,
+                    (false, Err(status)) if status.code() == Code::FailedPrecondition => {}
+                    (false, Err(status)) => return Err(status),
+                    (false, Ok(_)) => panic!("a volume was taken from a node that uses it"),
+                }
             }
-            DeleteVolume => {
+            "ControllerModifyVolume" => {
+                let noatime = [(String::from("atime"), String::from("noatime"))];
+                let request = pb::ControllerModifyVolumeRequest {
+                    volume_id,
+                    mutable_parameters: noatime.into(),
+                    ..Default::default()
+                };
+                controller.controller_modify_volume(request).await?;
+                self.modified = true;
+            }
+            "DeleteVolume" => {
                 let request = pb::DeleteVolumeRequest {
                     volume_id,
                     ..Default::default()
                 };
                 controller.delete_volume(request).await?;
             }
+            other => panic!("{other} is no call"),
         }
         Ok(())
     }
 
+    /// Every target shows the filesystem as large as the volume.
+    fn is_grown(&self, bytes: i64) {
+        for target in ["target", "reader"] {
+            let Ok(seen) = nix::sys::statvfs::statvfs(self.at(target).as_str()) else {
+                continue;
+            };
+            let has = (seen.blocks() * seen.fragment_size()) as i64;
+            assert!(has > bytes * 4 / 5, "{target} has {has} bytes of {bytes}");
+        }
+    }
+
     /// Writes what the pod writes, once; reads it ever after.
-    fn content(&mut self) {
+    pub fn content(&mut self) {
         let expected: Vec<u8> = (0..64 << 10).map(|n: u32| (n % 251) as u8).collect();
         let path = match self.kind {
-            Kind::Ext4 => format!("{}/data", self.at("target")),
-            Kind::Block => self.at("target"),
+            Kind::Ext4 | Kind::Xfs => format!("{}/data", self.at("target")),
+            Kind::Block | Kind::Lost => self.at("target"),
             // It is the bystander's.
             Kind::Copy => {
                 let device = std::fs::File::open(self.at("target")).unwrap();
@@ -317,31 +364,49 @@ impl World {
         let file = std::fs::File::open(&path).unwrap();
         file.read_exact_at(&mut found, 0).unwrap();
         assert!(found == expected, "what was written is lost");
+        if self.kind == Kind::Xfs {
+            let file = format!("{}/data", self.at("reader"));
+            assert!(
+                std::fs::read(&file).unwrap() == expected,
+                "a reader sees another thing"
+            );
+            let written = std::fs::File::options().write(true).open(&file);
+            assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EROFS));
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = mounts
+            .lines()
+            .find(|line| line.contains(&self.at("target")))
+            .unwrap();
+        assert!(
+            !self.modified || !self.kind.has_filesystem() || here.contains("noatime"),
+            "what was modified does not show: {here}"
+        );
     }
 
     /// Makes calls until they succeed, as their callers do after ABORTED: a process that another test is just starting has
     /// every file of this one open for a moment, the one at a target too.
-    async fn calls(&mut self, calls: &[Call]) {
+    pub async fn calls(&mut self, calls: &[Call]) {
         for call in calls {
             let since = Instant::now();
-            while let Err(status) = self.call(*call).await {
+            while let Err(status) = self.call(call).await {
                 assert!(
                     status.code() == Code::Aborted && since.elapsed() < LIMIT,
-                    "{call:?}: {status:?}\n{}",
+                    "{call}: {status:?}\n{}",
                     self.log()
                 );
             }
         }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let log = std::fs::read_to_string(self.driver.path("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().rev().take(12).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// Replaces the process, with or without a plan.
-    fn restart(&mut self, environment: &[(&str, &str)]) {
+    pub fn restart(&mut self, environment: &[(&str, &str)]) {
         let _ = self.driver.process.kill();
         let _ = self.driver.process.wait();
         self.driver.process = spawn_env(
@@ -355,7 +420,7 @@ impl World {
     }
 
     /// The processes of others: a controller's replica, and a plugin of `node`.
-    fn others_come(&mut self, node: &'static str) {
+    pub fn others_come(&mut self, node: &'static str) {
         let folder = self.driver.folder.path();
         self.controller = folder.join("replica.sock");
         self.others
@@ -364,7 +429,15 @@ impl World {
         self.others.push(spawn_node(folder, "node", node, &self.node.0));
     }
 
-    fn died(&mut self) -> bool {
+    /// The plugins of others die, and with them whatever they would have answered.
+    pub fn others_die(&mut self) {
+        for other in &mut self.others {
+            let _ = other.kill();
+            let _ = other.wait();
+        }
+    }
+
+    pub fn died(&mut self) -> bool {
         let since = Instant::now();
         while self.driver.process.try_wait().unwrap().is_none() {
             if since.elapsed() > LIMIT {
@@ -376,9 +449,9 @@ impl World {
     }
 
     /// Everything that exists, by name.
-    fn ledger(&self) -> BTreeSet<String> {
+    pub fn ledger(&self) -> BTreeSet<String> {
         let mut found: BTreeSet<String> = loops_below(self.driver.folder.path()).into_iter().collect();
-        for folder in ["volumes", "locks", "quarantine"] {
+        for folder in ["volumes", "locks", "quarantine", "requests"] {
             let entries = std::fs::read_dir(self.driver.path(&format!("data/{folder}"))).unwrap();
             found.extend(
                 entries
@@ -392,7 +465,7 @@ impl World {
     }
 
     /// The bystander is as it was, and nothing else is there.
-    fn nothing_else(&self, clean: &BTreeSet<String>) {
+    pub fn nothing_else(&self, clean: &BTreeSet<String>) {
         let since = Instant::now();
         while self.ledger() != *clean {
             assert!(
@@ -407,132 +480,4 @@ impl World {
         let image = std::fs::read(self.bystander()).unwrap();
         assert!(image[4096..12288] == [7; 8192], "the bystander's content changed");
     }
-}
-
-/// The points that `call` passes, found by making it.
-async fn points(kind: Kind, call: Call) -> Vec<String> {
-    let mut world = World::new(kind).await;
-    let at = LIFE.iter().position(|c| *c == call).unwrap();
-    world.calls(&LIFE[..at]).await;
-    let trace = world.driver.path("trace");
-    world.restart(&[("HOLDFAST_FAILPOINT_TRACE", &trace)]);
-    let read = || std::fs::read_to_string(&trace).unwrap_or_default();
-    let before = read().lines().count();
-    world.calls(&[call]).await;
-    let found = read().lines().skip(before).map(str::to_owned).collect();
-    world.calls(&LIFE[at + 1..]).await;
-    found
-}
-
-/// Kills the process at a point of `call`, then lets `ending` happen.
-async fn killed(kind: Kind, call: Call, plan: &str, ending: &str) {
-    let mut world = World::new(kind).await;
-    let clean = world.ledger();
-    let at = LIFE.iter().position(|c| *c == call).unwrap();
-    world.calls(&LIFE[..at]).await;
-    world.restart(&[("HOLDFAST_FAILPOINT", plan)]);
-    let answer = world.call(call).await;
-    assert!(
-        world.died(),
-        "{plan} did not kill the process; the call: {answer:?}"
-    );
-    match ending {
-        "repeated" => {
-            world.restart(&[]);
-            world.calls(&LIFE[at..]).await;
-        }
-        "abandoned" => {
-            world.restart(&[]);
-            world.calls(&UNDO).await;
-        }
-        // A controller's call is repeated on the other replica; a node's volume moves to another node.
-        _ if !call.is_of_node() => {
-            world.others_come("n1");
-            world.calls(&LIFE[at..]).await;
-        }
-        _ => {
-            world.restart(&[]);
-            world.calls(&UNDO[..3]).await;
-            world.others_come("n2");
-            world.calls(&LIFE[1..4]).await;
-            world.calls(&UNDO).await;
-        }
-    }
-    world.nothing_else(&clean);
-}
-
-/// Lets the step fail with each errno, then repeats the call.
-async fn failed(kind: Kind, call: Call, point: &str) {
-    let mut world = World::new(kind).await;
-    let clean = world.ledger();
-    let at = LIFE.iter().position(|c| *c == call).unwrap();
-    world.calls(&LIFE[..at]).await;
-    for errno in ERRNOS {
-        world.restart(&[("HOLDFAST_FAILPOINT", &format!("{point}={errno}"))]);
-        if let Err(status) = world.call(call).await {
-            assert!(!status.message().is_empty());
-            let open = [Code::Aborted, Code::Unavailable, Code::DeadlineExceeded];
-            if !open.contains(&status.code()) && call == CreateVolume {
-                assert_eq!(world.ledger(), clean, "final, without a rollback: {status:?}");
-            }
-        }
-    }
-    world.restart(&[]);
-    world.calls(&LIFE[at..]).await;
-    world.nothing_else(&clean);
-}
-
-/// Every schedule that ran, for the summary.
-static DONE: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
-
-fn count(key: String) {
-    *DONE.lock().unwrap().entry(key).or_default() += 1;
-}
-
-async fn sweep(kind: Kind, call: Call) {
-    let points = points(kind, call).await;
-    println!("{} {call:?}: {}", kind.name(), points.join(" "));
-    for point in &points {
-        for when in ["kill-before", "kill-after"] {
-            for ending in ["repeated", "abandoned", "taken over"] {
-                let plan = format!("{point}={when}");
-                println!("{} {call:?} {plan} {ending}", kind.name());
-                killed(kind, call, &plan, ending).await;
-                count(format!("{when}, {ending}"));
-            }
-        }
-        println!("{} {call:?} {point} errnos", kind.name());
-        failed(kind, call, point).await;
-        count(String::from("errnos, repeated"));
-        count(format!("point {}", point.split(':').next().unwrap()));
-    }
-}
-
-fn main() {
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(8);
-    let reason = missing();
-    assert!(
-        reason.is_none() || std::env::var("CI").as_deref() != Ok("true"),
-        "CI must not skip these: {reason:?}"
-    );
-    let mut trials = Vec::new();
-    for kind in [Kind::Ext4, Kind::Block, Kind::Copy] {
-        // What comes after a copy is what comes after any volume.
-        let calls = if kind == Kind::Copy { &LIFE[..1] } else { &LIFE[..] };
-        for call in calls.iter().copied() {
-            let body = move || run(sweep(kind, call));
-            let name = format!("{}_{call:?}", kind.name());
-            trials.push(Trial::test(name, body).with_ignored_flag(reason.is_some()));
-        }
-    }
-    let since = Instant::now();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    let done = DONE.lock().unwrap();
-    println!("{} s, schedules by kind:", since.elapsed().as_secs());
-    for (key, count) in done.iter() {
-        println!("  {count:4}  {key}");
-    }
-    drop(done);
-    conclusion.exit();
 }
