@@ -9,11 +9,7 @@ async fn controller_publish_names_every_bad_field_and_repeats() {
     let driver = Driver::start();
     let mut controller = controller(&driver).await;
     let id = made(&mut controller, block("a")).await.volume_id;
-    let with = |change: &dyn Fn(&mut pb::ControllerPublishVolumeRequest)| {
-        let mut request = attach(&id, "n1");
-        change(&mut request);
-        request
-    };
+    let with = changing(attach(&id, "n1"));
     let bad = Code::InvalidArgument;
     let mut rows: Vec<Row> = [
         ("no id", with(&|r| r.volume_id.clear()), bad, "volume_id"),

@@ -11,11 +11,7 @@ async fn controller_expand_names_every_bad_field_and_repeats() {
     let id = made(&mut controller, create("a", None, 8 * MIB, 0))
         .await
         .volume_id;
-    let with = |change: &dyn Fn(&mut pb::ControllerExpandVolumeRequest)| {
-        let mut request = expand(&id, 16 * MIB, 0);
-        change(&mut request);
-        request
-    };
+    let with = changing(expand(&id, 16 * MIB, 0));
     let bad = Code::InvalidArgument;
     let mut rows: Vec<Row> = [
         ("no id", with(&|r| r.volume_id.clear()), bad, "volume_id"),

@@ -10,11 +10,7 @@ async fn validate_confirms_only_what_the_volume_is() {
     let mut controller = controller(&driver).await;
     let request = with(|r| r.mutable_parameters = map(&[("atime", "noatime")]));
     let id = made(&mut controller, request).await.volume_id;
-    let with = |change: &dyn Fn(&mut pb::ValidateVolumeCapabilitiesRequest)| {
-        let mut request = validate(&id);
-        change(&mut request);
-        request
-    };
+    let with = changing(validate(&id));
     let bad = Code::InvalidArgument;
     let mut rows: Vec<Row> = [
         ("no id", with(&|r| r.volume_id.clear()), bad, "volume_id"),

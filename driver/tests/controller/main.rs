@@ -172,6 +172,15 @@ pub fn with(change: impl FnOnce(&mut pb::CreateVolumeRequest)) -> pb::CreateVolu
     request
 }
 
+/// Makes requests that differ from a good one in what is changed.
+pub fn changing<M: Clone>(good: M) -> impl Fn(&dyn Fn(&mut M)) -> M {
+    move |change| {
+        let mut request = good.clone();
+        change(&mut request);
+        request
+    }
+}
+
 pub fn range(required_bytes: i64, limit_bytes: i64) -> Option<pb::CapacityRange> {
     Some(pb::CapacityRange {
         required_bytes,

@@ -9,11 +9,7 @@ async fn get_capacity_is_by_place_class_and_capability() {
     let mut controller = controller(&driver).await;
     made(&mut controller, create("a", None, 1 << 30, 0)).await;
     let left = 7 << 30;
-    let asked = |change: &dyn Fn(&mut pb::GetCapacityRequest)| {
-        let mut request = pb::GetCapacityRequest::default();
-        change(&mut request);
-        request
-    };
+    let asked = changing(pb::GetCapacityRequest::default());
     let some: Vec<(&str, pb::GetCapacityRequest, i64)> = vec![
         ("all", asked(&|_| {}), left),
         (

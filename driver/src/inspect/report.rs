@@ -1,76 +1,14 @@
-//! `holdfast-driver inspect` and `repair`: what is in a data folder, what is odd about it, and what can be done.
+//! What is in a data folder.
 use std::fs::{self, File};
-use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, Subcommand};
 use serde::Serialize;
 
+use super::odd::{Odd, Repair};
 use crate::error::Error;
-use crate::guard::file_lock;
 use crate::id::VolumeId;
-use crate::recover;
 use crate::volume::image;
 use crate::volume::record::{Record, State};
-use crate::volume::store::{Store, remove};
-
-/// The command line of the tools beside the services.
-#[derive(Clone, Debug, Parser)]
-#[command(name = "holdfast-driver", version)]
-pub struct Args {
-    #[command(subcommand)]
-    tool: Tool,
-}
-
-#[derive(Clone, Debug, Subcommand)]
-enum Tool {
-    /// Show what exists, what is in flight and what is odd; changes nothing
-    Inspect {
-        /// Folder that holds volumes
-        #[arg(long, env = "HOLDFAST_DATA_DIR")]
-        data_dir: PathBuf,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Finish or undo what crashes left; a volume that somebody works on is left to him
-    #[command(group(ArgGroup::new("how").required(true)))]
-    Repair {
-        /// Folder that holds volumes
-        #[arg(long, env = "HOLDFAST_DATA_DIR")]
-        data_dir: PathBuf,
-        /// Only say what would be done
-        #[arg(long, group = "how")]
-        dry_run: bool,
-        /// Do it
-        #[arg(long, group = "how")]
-        apply: bool,
-    },
-}
-
-/// What can be done about something odd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Repair {
-    /// The creation is undone, or the deletion finished.
-    Recover,
-    /// The record or image goes to quarantine.
-    SetAside,
-    /// The image gets its record's size.
-    Grow,
-    /// The file goes: nothing is in it.
-    Remove,
-    /// Somebody must look.
-    Nothing,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct Odd {
-    file: String,
-    #[serde(skip)]
-    id: Option<VolumeId>,
-    what: String,
-    repair: Repair,
-}
+use crate::volume::store::Store;
 
 #[derive(Debug, Serialize)]
 struct Shown {
@@ -84,130 +22,16 @@ struct Shown {
 
 /// What is in a data folder.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     volumes: Vec<Shown>,
     promised_bytes: u64,
     /// Volumes that a call of some process works on.
     in_flight: Vec<String>,
-    odd: Vec<Odd>,
-}
-
-/// Does what the command line says, and returns what is to be printed.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn run(args: Args) -> anyhow::Result<String> {
-    match args.tool {
-        Tool::Inspect { data_dir, json } => {
-            let report = Report::of(&open(&data_dir)?)?;
-            Ok(if json {
-                serde_json::to_string_pretty(&report)?
-            } else {
-                report.text()
-            })
-        }
-        Tool::Repair { data_dir, apply, .. } => {
-            let store = open(&data_dir)?;
-            let report = Report::of(&store)?;
-            let mut lines = Vec::new();
-            for odd in &report.odd {
-                let done = match (odd.repair, apply) {
-                    (Repair::Nothing, _) => String::from("left alone"),
-                    (repair, false) => format!("would {}", repair.verb()),
-                    (repair, true) => match odd.repair(&store) {
-                        Ok(true) => format!("done: {}", repair.verb()),
-                        Ok(false) => String::from("left alone: somebody works on it now"),
-                        Err(error) => format!("failed: {}", error.message()),
-                    },
-                };
-                lines.push(format!("{}: {}: {done}", odd.file, odd.what));
-            }
-            if lines.is_empty() {
-                lines.push(String::from("nothing is odd"));
-            }
-            Ok(lines.join("\n"))
-        }
-    }
-}
-
-/// A folder that is there: to look at one must not make it.
-fn open(data_dir: &std::path::Path) -> anyhow::Result<Store> {
-    anyhow::ensure!(
-        data_dir.join("volumes").is_dir(),
-        "{} is no data folder: it has no volumes in it",
-        data_dir.display()
-    );
-    Ok(Store::open(data_dir)?)
-}
-
-impl Repair {
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Recover => "finish or undo it",
-            Self::SetAside => "set it aside in quarantine",
-            Self::Grow => "grow the image",
-            Self::Remove => "remove it",
-            Self::Nothing => "do nothing",
-        }
-    }
-}
-
-impl Odd {
-    fn new(file: impl Into<String>, id: Option<&VolumeId>, what: impl Into<String>, repair: Repair) -> Self {
-        Self {
-            file: file.into(),
-            id: id.cloned(),
-            what: what.into(),
-            repair,
-        }
-    }
-
-    /// Whether it was done; not, if a call holds the volume.
-    fn repair(&self, store: &Store) -> Result<bool, Error> {
-        let Some(id) = &self.id else {
-            return Ok(false);
-        };
-        let path = store.root().join(&self.file);
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.ends_with(".lock") {
-            // Taken once, its file goes with it.
-            let lock = file_lock::try_lock(&path).map_err(Error::storage("locking"))?;
-            return Ok(lock.is_some());
-        }
-        if matches!(self.repair, Repair::Recover) || name.ends_with(".json") {
-            return recover::volume(store, id);
-        }
-        let lock = file_lock::try_lock(&store.lock(id.as_str())).map_err(Error::storage("locking"))?;
-        if lock.is_none() {
-            return Ok(false);
-        }
-        match self.repair {
-            Repair::Grow => match store.read(id)? {
-                Some(record) => image::grow(&path, record.size_bytes).map_err(Error::storage("growing"))?,
-                None => return Ok(false),
-            },
-            // Looked at again under its lock, which keeps everybody else out.
-            Repair::SetAside | Repair::Remove if store.read(id)?.is_none() => {
-                let Ok(Some(image)) = image::open_locked(&path) else {
-                    return Ok(false);
-                };
-                if self.repair == Repair::Remove && image::is_blank(&image).unwrap_or(false) {
-                    remove(&path).map_err(Error::storage("removing"))?;
-                } else {
-                    store.set_aside(name).map_err(Error::storage("setting aside"))?;
-                }
-            }
-            Repair::Remove if name.ends_with(".tmp") => {
-                remove(&path).map_err(Error::storage("removing"))?;
-            }
-            Repair::SetAside | Repair::Remove | Repair::Recover | Repair::Nothing => return Ok(false),
-        }
-        Ok(true)
-    }
+    pub(super) odd: Vec<Odd>,
 }
 
 impl Report {
-    fn of(store: &Store) -> Result<Self, Error> {
+    pub(super) fn of(store: &Store) -> Result<Self, Error> {
         let mut report = Self {
             volumes: Vec::new(),
             promised_bytes: 0,
@@ -353,7 +177,7 @@ impl Report {
         self.odd.push(Odd::new(file, Some(id), what, repair));
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut lines = vec![format!(
             "{} volumes, {} bytes promised, {} in flight, {} odd",
             self.volumes.len(),
