@@ -16,6 +16,7 @@ use crate::history::{self, Outcome};
 use crate::id::RunId;
 use crate::progress::Progress;
 use crate::report;
+use crate::runner::WHOLE;
 use crate::scenario::{Scenario, Selection, catalogue, select};
 
 /// What a run folder keeps, so that the run can be made again.
@@ -72,11 +73,7 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
         Some(name) => name,
         None => first_failure(&args.folder)?,
     };
-    let bare = name.split('#').next().unwrap_or(&name);
-    let Some(scenario) = run.scenarios.iter().find(|s| s.name == bare) else {
-        let names: Vec<_> = run.scenarios.iter().map(|s| s.name.as_str()).collect();
-        bail!("the run has no scenario `{name}`; it has {}", names.join(", "));
-    };
+    let chosen = again(&run.scenarios, &name)?;
     let named = args.target.on.is_some() || args.target.kubeconfig.is_some() || args.target.context.is_some();
     if let (Some(context), false) = (&run.context, named) {
         bail!("the run was on context {context}; name it again by --context, or a cluster of ours by --on");
@@ -88,8 +85,8 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
         .take(2)
         .collect::<Vec<_>>()
         .join(".");
-    let again = RunArgs {
-        names: vec![scenario.name.clone()],
+    let args = RunArgs {
+        names: chosen.iter().map(|s| s.name.clone()).collect(),
         labels: Vec::new(),
         cluster: ClusterArgs {
             kubernetes: Some(minor),
@@ -105,7 +102,22 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
         jobs: None,
         repeat: 1,
     };
-    start(&again, std::slice::from_ref(scenario)).await
+    start(&args, &chosen).await
+}
+
+/// What a row of a report is made of again: its scenario, whichever round of it, or all of them for what no single one explains.
+fn again(all: &[Scenario], row: &str) -> anyhow::Result<Vec<Scenario>> {
+    if row == WHOLE {
+        return Ok(all.to_vec());
+    }
+    let bare = row.split('#').next().unwrap_or(row);
+    match all.iter().find(|s| s.name == bare) {
+        Some(scenario) => Ok(vec![scenario.clone()]),
+        None => {
+            let names: Vec<_> = all.iter().map(|s| s.name.as_str()).collect();
+            bail!("the run has no scenario `{row}`; it has {}", names.join(", "))
+        }
+    }
 }
 
 fn first_failure(folder: &Path) -> anyhow::Result<String> {
@@ -190,4 +202,20 @@ pub(super) fn tell(folder: &Path) -> anyhow::Result<Exit> {
         Outcome::Leaked => Exit::Leaked,
         Outcome::Failed => Exit::Failed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_a_report_can_be_made_again() {
+        let all = catalogue(&scenarios_folder()).unwrap();
+        let two = all.get(..2).unwrap();
+        assert_eq!(again(two, WHOLE).unwrap(), two);
+        let round = format!("{}#3", two[1].name);
+        assert_eq!(again(two, &round).unwrap(), two[1..]);
+        let said = again(two, "other").unwrap_err().to_string();
+        assert!(said.contains(&two[0].name), "{said}");
+    }
 }

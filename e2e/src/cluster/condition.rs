@@ -138,6 +138,25 @@ fn containers(pod: &Pod) -> impl Iterator<Item = (&str, Option<&ContainerStateWa
     })
 }
 
+/// How a container of the pod ended, if one did with an error, the last time that it did.
+pub fn has_failed(pod: &Pod) -> Option<String> {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    statuses.into_iter().flatten().find_map(|status| {
+        let states = [status.state.as_ref(), status.last_state.as_ref()];
+        let ended = states
+            .into_iter()
+            .flatten()
+            .find_map(|state| state.terminated.as_ref())?;
+        let message = ended.message.as_deref().unwrap_or("nothing").trim();
+        (ended.exit_code != 0).then(|| {
+            format!(
+                "{} ended with {}, saying: {message}",
+                status.name, ended.exit_code
+            )
+        })
+    })
+}
+
 /// Whether a container waits for an image that its node cannot have, by kubelet's reasons (k8s.io/kubernetes:
 /// pkg/kubelet/images/types.go).
 pub fn lacks_image(pod: &Pod) -> bool {
@@ -206,6 +225,21 @@ mod tests {
     #[case::nothing("", None)]
     fn quantities(#[case] text: &str, #[case] bytes: Option<u64>) {
         assert_eq!(quantity_bytes(text), bytes);
+    }
+
+    #[test]
+    fn an_end_is_a_failure_only_with_an_error() {
+        let pod = |state: &str, code: i32| -> Pod {
+            serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [{
+                "name": "io", "image": "", "imageID": "", "ready": false, "restartCount": 1,
+                state: {"terminated": {"exitCode": code, "message": "error: stale\n"}}}]}}))
+            .unwrap()
+        };
+        let said = Some(String::from("io ended with 96, saying: error: stale"));
+        assert_eq!(has_failed(&pod("lastState", 96)), said);
+        assert_eq!(has_failed(&pod("state", 96)), said);
+        assert_eq!(has_failed(&pod("state", 0)), None);
+        assert_eq!(has_failed(&Pod::default()), None);
     }
 
     #[test]

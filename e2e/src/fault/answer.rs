@@ -40,8 +40,8 @@ pub async fn unheard(site: &Site, phase: Phase, held: Held) -> Result<(Held, Str
         match pods.logs(&driver.pod, &parameters).await {
             Ok(log) => match answered(&parse_calls(&log), rpc, since) {
                 Some(call) => Look::Holds(format!(
-                    "call {}, {rpc}, answered in {}; its {} stands still",
-                    call.call, driver.pod, caller.name
+                    "call {}, {rpc} of {}, answered in {}; its {} stands still",
+                    call.call, call.volume, driver.pod, caller.name
                 )),
                 None => Look::NotYet(format!("{} has logged no {rpc} as done", driver.pod)),
             },

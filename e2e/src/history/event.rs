@@ -142,6 +142,9 @@ pub enum What {
         found: u64,
         /// UIDs of the pods that wrote them, in their order; one that wrote again after another stands there again.
         writers: Vec<String>,
+        /// The last block of each of them.
+        #[serde(default)]
+        ends: Vec<u64>,
     },
     /// Something outlived its scenario, or was gone after it.
     Difference {

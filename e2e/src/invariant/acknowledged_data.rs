@@ -42,6 +42,7 @@ mod tests {
                 acknowledged: 32,
                 found,
                 writers: Vec::new(),
+                ends: Vec::new(),
             },
         };
         assert!(check(&[read(32)]).is_empty());

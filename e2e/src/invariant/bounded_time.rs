@@ -1,5 +1,5 @@
 //! Every step of every volume's life ends within its limit, by what was observed.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::check::Finding;
@@ -30,6 +30,7 @@ pub(super) fn check(events: &[Event], observed: &[Event], namespace: &str) -> Ve
         spans.extend(attachments(observed, &volume));
         spans.extend(published(observed, &volume));
         spans.extend(unpublished(observed, &volume, namespace));
+        spans.extend(unstaged(observed, &volume));
         spans.extend(deleted(observed, &volume));
     }
     spans
@@ -231,6 +232,37 @@ fn unpublished(observed: &[Event], volume: &Owned, namespace: &str) -> Vec<Span>
     spans
 }
 
+/// From the end of the last mount of a pod on a node to the end of the staging there. The loop device of a raw volume does not
+/// tell its node.
+fn unstaged(observed: &[Event], volume: &Owned) -> Vec<Span> {
+    let mut open = Open::new(Limit::ATTACH);
+    let (mut staged, mut published) = (BTreeSet::new(), BTreeSet::new());
+    let step = |node: &str| format!("{} is unstaged on {node}", volume.pv);
+    for transition in transitions(observed, volume) {
+        match transition.step {
+            Step::Staged(node) => {
+                staged.insert(node);
+            }
+            Step::Published(node, path) => {
+                open.give_up(&step(&node));
+                published.insert((node, path));
+            }
+            Step::Unpublished(node, path) => {
+                published.remove(&(node.clone(), path));
+                if staged.contains(&node) && published.iter().all(|(on, _)| *on != node) {
+                    open.begin(step(&node), transition.at_ms);
+                }
+            }
+            Step::Unstaged(node) => {
+                open.end(step(&node), transition.at_ms);
+                staged.remove(&node);
+            }
+            Step::Created | Step::Attached(_) | Step::Detached(_) | Step::Deleted => {}
+        }
+    }
+    if volume.block { Vec::new() } else { open.spans() }
+}
+
 /// From Released, with the policy Delete, to the PV's end.
 fn deleted(observed: &[Event], volume: &Owned) -> Vec<Span> {
     let mut open = Open::new(Limit::DELETE);
@@ -278,13 +310,17 @@ mod tests {
     }
 
     fn mount(at_s: u64, change: Change) -> Event {
+        mount_at(at_s, change, MOUNT)
+    }
+
+    fn mount_at(at_s: u64, change: Change, path: &str) -> Event {
         Event {
             at_ms: at_s * 1000,
             scenario: None,
             what: What::Mount {
                 change,
                 node: NODE.to_owned(),
-                path: MOUNT.to_owned(),
+                path: path.to_owned(),
                 source: String::from("/dev/loop0"),
             },
         }
@@ -355,6 +391,22 @@ mod tests {
         let found = check(&[], &life(step, limit_s), "hf-a");
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].expected.contains(says), "{}", found[0].expected);
+    }
+
+    #[rstest]
+    #[case::in_time(60, 0)]
+    #[case::hung(61, 1)]
+    fn a_staging_that_outlives_its_last_pod_for_long_is_found(#[case] took_s: u64, #[case] found: usize) {
+        let staging = format!("/k/{}/globalmount", crate::id::folder_of("3f9c"));
+        let mut events = life(99, 0);
+        events.insert(5, mount_at(5, Change::Present, &staging));
+        events.push(mount_at(7 + took_s, Change::Gone, &staging));
+        let seen = check(&[], &events, "hf-a");
+        assert_eq!(seen.len(), found, "{seen:?}");
+        assert!(
+            seen.iter()
+                .all(|f| f.expected.contains("pvc-1 is unstaged on w1"))
+        );
     }
 
     #[test]

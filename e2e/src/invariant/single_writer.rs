@@ -1,4 +1,4 @@
-//! Nobody but the scenario's own pods wrote to its volumes, and never two of them in turns.
+//! Nobody but the scenario's own pods wrote to its volumes, never two of them in turns, and none after another had begun.
 use std::collections::BTreeMap;
 
 use super::check::Finding;
@@ -10,10 +10,48 @@ type Pods<'a> = BTreeMap<&'a str, (&'a str, &'a str)>;
 /// `events` are those of the scenario in `namespace`, for the blocks that it read; `observed` are all, for the pods.
 pub(super) fn check(events: &[Event], observed: &[Event], namespace: &str) -> Vec<Finding> {
     let pods = pods(observed);
-    events
+    let mut found: Vec<Finding> = events
         .iter()
         .filter_map(|event| foreign(event, &pods, namespace))
-        .collect()
+        .collect();
+    found.extend(late(events));
+    found
+}
+
+/// A writer whom another followed has written its last block: one that writes on shows in place of the other's blocks, though
+/// perhaps to the next reader only, because the other one has its own cache.
+fn late(events: &[Event]) -> Option<Finding> {
+    let mut ended: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
+    for event in events {
+        let What::Blocks {
+            pod, writers, ends, ..
+        } = &event.what
+        else {
+            continue;
+        };
+        for (index, (writer, end)) in writers.iter().zip(ends).enumerate() {
+            if index + 1 < writers.len() {
+                ended.entry(writer).or_insert((*end, pod));
+            }
+            if let Some((before, first)) = ended.get(writer.as_str())
+                && before != end
+            {
+                return Some(Finding {
+                    invariant: "single-writer",
+                    outcome: Outcome::Failed,
+                    expected: format!(
+                        "block {before} is the last one of {writer}, after which {first} found another's"
+                    ),
+                    seen: format!(
+                        "{pod} finds its blocks up to {end} at +{}.{:03} s: it wrote after another had begun, or its blocks are lost",
+                        event.at_ms / 1000,
+                        event.at_ms % 1000
+                    ),
+                });
+            }
+        }
+    }
+    None
 }
 
 fn pods(observed: &[Event]) -> Pods<'_> {
@@ -89,6 +127,14 @@ mod tests {
         }
     }
 
+    fn read_to(writers: &[(&str, u64)]) -> Event {
+        let mut event = read(&writers.iter().map(|(w, _)| *w).collect::<Vec<_>>());
+        if let What::Blocks { ends, .. } = &mut event.what {
+            ends.extend(writers.iter().map(|(_, end)| end));
+        }
+        event
+    }
+
     fn read(writers: &[&str]) -> Event {
         Event {
             at_ms: 2,
@@ -98,6 +144,7 @@ mod tests {
                 acknowledged: 1,
                 found: 1,
                 writers: writers.iter().map(|w| (*w).to_owned()).collect(),
+                ends: Vec::new(),
             },
         }
     }
@@ -120,6 +167,20 @@ mod tests {
             assert_eq!(finding.outcome, Outcome::Failed);
             assert!(finding.seen.contains(says), "{}", finding.seen);
         }
+    }
+
+    #[rstest]
+    #[case::as_it_was(&[("u-1", 32), ("u-2", 80)], false)]
+    #[case::over_those_of_the_other(&[("u-1", 50), ("u-2", 80)], true)]
+    #[case::over_all_of_them(&[("u-1", 80)], true)]
+    fn who_was_followed_writes_no_more(#[case] second: &[(&str, u64)], #[case] late: bool) {
+        let observed = [pod("hf-mine", "first", "u-1"), pod("hf-mine", "second", "u-2")];
+        let events = [
+            read_to(&[("u-1", 20)]),
+            read_to(&[("u-1", 32), ("u-2", 64)]),
+            read_to(second),
+        ];
+        assert_eq!(!check(&events, &observed, "hf-mine").is_empty(), late);
     }
 
     #[test]

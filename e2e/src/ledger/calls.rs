@@ -63,12 +63,20 @@ pub fn parse_calls(log: &str) -> Vec<Call> {
         .collect()
 }
 
-/// The last of `calls` that may have changed `volume`, as a leak's line tells it; `start` is the run's.
-pub(super) fn last_touch(calls: &[Call], volume: &str, start: SystemTime) -> Option<String> {
-    calls
-        .iter()
-        .filter(|call| !volume.is_empty() && call.volume == volume)
-        .filter(|call| !READERS.contains(&call.rpc.as_str()))
+/// The last of `calls` that may have changed `volume`, as a leak's line tells it; `start` is the run's. For what is on a node
+/// the last of a node's: what came after them on the controller neither made nor left it.
+pub(super) fn last_touch(calls: &[Call], volume: &str, on_node: bool, start: SystemTime) -> Option<String> {
+    let is_node = |call: &Call| call.rpc.starts_with("Node");
+    let touches = || {
+        let own = |call: &&Call| !volume.is_empty() && call.volume == volume;
+        calls
+            .iter()
+            .filter(own)
+            .filter(|call| !READERS.contains(&call.rpc.as_str()))
+    };
+    let prefers_node = on_node && touches().any(is_node);
+    touches()
+        .filter(|call| !prefers_node || is_node(call))
         .max_by_key(|call| (call.timestamp, call.call))
         .map(|call| {
             let when = moment(call.timestamp, start);
@@ -121,18 +129,37 @@ error: no JSON"#;
     fn the_last_call_that_may_have_changed_a_volume_is_told() {
         let calls = parse_calls(LOG);
         assert_eq!(calls.len(), 4);
-        let said = last_touch(&calls, "3f9c", start("2026-11-24T12:00:00Z"));
+        let said = last_touch(&calls, "3f9c", false, start("2026-11-24T12:00:00Z"));
         assert_eq!(
             said.as_deref(),
             Some("NodeUnstageVolume, call 41, +18.204 s, FAILED_PRECONDITION")
         );
-        assert_eq!(last_touch(&calls, "bb", start("2026-11-24T12:00:00Z")), None);
-        assert_eq!(last_touch(&calls, "", start("2026-11-24T12:00:00Z")), None);
+        assert_eq!(
+            last_touch(&calls, "bb", false, start("2026-11-24T12:00:00Z")),
+            None
+        );
+        assert_eq!(last_touch(&calls, "", false, start("2026-11-24T12:00:00Z")), None);
+    }
+
+    #[test]
+    fn what_is_on_a_node_was_touched_by_a_call_to_a_node() {
+        let log = format!(
+            "{LOG}\n{}",
+            r#"{"timestamp":"2026-11-24T12:00:30Z","call":2,"rpc":"DeleteVolume","volume":"3f9c","code":"Ok"}"#
+        );
+        let calls = parse_calls(&log);
+        let said = |on_node| last_touch(&calls, "3f9c", on_node, start("2026-11-24T12:00:00Z")).unwrap();
+        assert!(
+            said(true).starts_with("NodeUnstageVolume, call 41"),
+            "{}",
+            said(true)
+        );
+        assert!(said(false).starts_with("DeleteVolume, call 2"), "{}", said(false));
     }
 
     #[test]
     fn a_call_from_before_the_run_has_the_time_of_day() {
-        let said = last_touch(&parse_calls(LOG), "aa", start("2026-11-24T13:00:00Z"));
+        let said = last_touch(&parse_calls(LOG), "aa", true, start("2026-11-24T13:00:00Z"));
         assert_eq!(
             said.as_deref(),
             Some("DeleteVolume, call 43, at 2026-11-24T12:00:20Z, OK")

@@ -17,6 +17,9 @@ pub struct Diff {
     /// The call that touched a volume last, by the driver's id of it.
     #[serde(default)]
     pub touched: BTreeMap<String, String>,
+    /// The same on a node.
+    #[serde(default)]
+    pub touched_on_node: BTreeMap<String, String>,
 }
 
 impl Diff {
@@ -28,8 +31,14 @@ impl Diff {
     /// Takes from the driver's `calls` which one touched each volume last; `start` is the run's.
     pub fn attribute(&mut self, calls: &[Call], start: SystemTime) {
         for entry in self.left.iter().chain(&self.lost) {
-            if let Some(touch) = last_touch(calls, &entry.volume, start) {
-                self.touched.insert(entry.volume.clone(), touch);
+            let on_node = entry.kind.is_of_node();
+            if let Some(touch) = last_touch(calls, &entry.volume, on_node, start) {
+                let touched = if on_node {
+                    &mut self.touched_on_node
+                } else {
+                    &mut self.touched
+                };
+                touched.insert(entry.volume.clone(), touch);
             }
         }
     }
@@ -37,7 +46,12 @@ impl Diff {
     /// An entry each: `+` outlived, `-` is missing; whose it is, and on a line of its own who touched it last.
     pub fn lines(&self) -> Vec<String> {
         let line = |sign: char, e: &Entry| {
-            let touch = match self.touched.get(&e.volume) {
+            let touched = if e.kind.is_of_node() {
+                &self.touched_on_node
+            } else {
+                &self.touched
+            };
+            let touch = match touched.get(&e.volume) {
                 Some(call) => format!("by {call}"),
                 None => String::from("by: unknown"),
             };
@@ -64,7 +78,7 @@ pub fn diff(before: &Ledger, after: &Ledger) -> Diff {
     Diff {
         left: missing(after, before),
         lost: lost.into_iter().filter(|e| !e.kind.is_debris()).collect(),
-        touched: BTreeMap::new(),
+        ..Diff::default()
     }
 }
 

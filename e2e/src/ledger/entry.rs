@@ -23,6 +23,8 @@ pub enum Kind {
     Stray,
     /// A loop device in use.
     Loop,
+    /// A loop device whose file has no name any more.
+    DeadLoop,
     /// The read-only flag that the driver left on a loop device that nobody uses: the next user's writes would fail.
     LoopFlag,
     /// A mount.
@@ -57,6 +59,7 @@ impl Kind {
             Self::Request => "request",
             Self::Stray => "stray file",
             Self::Loop => "loop",
+            Self::DeadLoop => "loop without file",
             Self::LoopFlag => "loop flag",
             Self::Mount => "mount",
             Self::KubeletDir => "kubelet folder",
@@ -70,6 +73,14 @@ impl Kind {
         }
     }
 
+    /// Whether calls to a node make and remove it.
+    pub(super) fn is_of_node(self) -> bool {
+        matches!(
+            self,
+            Self::Loop | Self::DeadLoop | Self::LoopFlag | Self::Mount | Self::KubeletDir | Self::PodDir
+        )
+    }
+
     /// Whether it is wrong by itself: that it is gone afterwards is no loss.
     pub fn is_debris(self) -> bool {
         match self {
@@ -78,6 +89,7 @@ impl Kind {
             | Self::RecordAlone
             | Self::Request
             | Self::Stray
+            | Self::DeadLoop
             | Self::LoopFlag
             | Self::PodDir => true,
             Self::Image

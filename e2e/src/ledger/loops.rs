@@ -92,7 +92,12 @@ pub(super) fn entries(facts: &Facts, owners: &Owners) -> Vec<Entry> {
                     .file
                     .map_or_else(String::new, |f| format!(" (inode {})", f.inode));
                 let name = format!("/dev/loop{number}, {access}, {file}{inode}");
-                (Kind::Loop, name, volume(backing))
+                let kind = if one.is_deleted() {
+                    Kind::DeadLoop
+                } else {
+                    Kind::Loop
+                };
+                (kind, name, volume(backing))
             }
             // BLKROSET outlives the detach: the next user of the number could not write.
             None if one.read_only && facts.memory.left_flag(number) => {
@@ -101,10 +106,10 @@ pub(super) fn entries(facts: &Facts, owners: &Owners) -> Vec<Entry> {
             }
             Some(_) | None => return None,
         };
-        let mut owner = if kind == Kind::Loop {
-            owners.volume(&volume)
-        } else {
+        let mut owner = if kind == Kind::LoopFlag {
             String::from("the node plugin that had it last")
+        } else {
+            owners.volume(&volume)
         };
         if one.is_deleted() {
             owner.push_str(", whose file is deleted");

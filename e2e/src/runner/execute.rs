@@ -332,8 +332,15 @@ impl Runner {
                     .collect();
                 let except: Vec<_> = run.scenario.except.iter().map(|e| e.invariant.clone()).collect();
                 for finding in invariant::judge(&own, &events, &run.context.namespace, diff, &except) {
+                    // What a scenario still had when it was cut off is no leak yet.
+                    let cut = match acted {
+                        Err(_) if finding.outcome == Outcome::Leaked => {
+                            "; it was cut off by the failure above, and not cleaned yet"
+                        }
+                        Err(_) | Ok(()) => "",
+                    };
                     let text = format!(
-                        "invariant {}\nexpected  {}\nseen      {}",
+                        "invariant {}\nexpected  {}{cut}\nseen      {}",
                         finding.invariant, finding.expected, finding.seen
                     );
                     found.push((finding.outcome, text));

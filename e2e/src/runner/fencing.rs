@@ -40,6 +40,12 @@ pub(super) async fn fence(run: &Run, spec: &VolumeSpec, loss: Loss) -> Result<()
     // Whatever the first pod tried since: every block of both is there, and none of the first after those of the second.
     second.verify(context, taken_over).await?;
     remove_pod(run, &second, &claim).await?;
+    // The second had its own cache: what the first wrote below it shows to whoever comes after both.
+    let mut third = create_pod(context, "third", &claim, 0, &Placement::On(old)).await?;
+    run.owns(&third.uid);
+    third.running(context).await?;
+    third.verify(context, taken_over).await?;
+    remove_pod(run, &third, &claim).await?;
     remove_claim(run, &claim).await
 }
 

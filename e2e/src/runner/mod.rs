@@ -16,4 +16,4 @@ mod second;
 mod settle;
 
 pub use execute::Runner;
-pub use schedule::run_all;
+pub use schedule::{WHOLE, run_all};

@@ -16,7 +16,7 @@ use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
 
 /// The row for what no single scenario explains.
-const WHOLE: &str = "whole-run-ledger";
+pub const WHOLE: &str = "whole-run-ledger";
 
 /// Runs all of them, `repeat` times, at the most `jobs` at once; then compares everything with what was there before.
 pub async fn run_all(runner: &Runner, scenarios: &[Scenario], jobs: usize, repeat: u32) {

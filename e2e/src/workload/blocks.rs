@@ -22,6 +22,9 @@ pub struct Report {
     pub blocks: u64,
     /// Who wrote them, in their order; one who wrote again after another stands there again.
     pub writers: Vec<String>,
+    /// The last block of each of them.
+    #[serde(default)]
+    pub ends: Vec<u64>,
     /// What is wrong behind them, if anything is.
     pub fault: Option<String>,
     /// Bytes of the filesystem that the file is on, or of the device.
@@ -92,6 +95,10 @@ pub fn verify(path: &Path) -> std::io::Result<Report> {
                 report.blocks = number;
                 if report.writers.last() != Some(&writer) {
                     report.writers.push(writer);
+                    report.ends.push(number);
+                }
+                if let Some(end) = report.ends.last_mut() {
+                    *end = number;
                 }
             }
             found => {
@@ -312,7 +319,9 @@ mod tests {
         for writer in ["v", "w", "w"] {
             Writer::open(file.path(), writer).unwrap().append().unwrap();
         }
-        assert_eq!(verify(file.path()).unwrap().writers, ["w", "v", "w"]);
+        let report = verify(file.path()).unwrap();
+        assert_eq!(report.writers, ["w", "v", "w"]);
+        assert_eq!(report.ends, [1, 2, 4]);
     }
 
     #[test]

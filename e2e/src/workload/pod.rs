@@ -56,6 +56,8 @@ pub(super) fn spec(
         "name": "io",
         "image": context.image,
         "imagePullPolicy": "IfNotPresent",
+        // What it complained of when it ended stands in the pod's status then.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
         "args": ["io", "write", "--path", path, "--writer", "$(POD_UID)", "--blocks", blocks.to_string(), "--interval-ms", "5"],
     });
@@ -229,15 +231,25 @@ impl Consumer {
             match self.last_acknowledged(context).await {
                 Ok(seen) if seen >= blocks => Look::Holds(seen),
                 // Data that was lost shows here first: the writer goes on after what it found.
-                Ok(seen) => Look::NotYet(match self.found(context).await {
-                    Ok(Some(found)) => format!("{seen} blocks, {found} of them found when it began"),
-                    Ok(None) => format!("{seen} blocks"),
-                    Err(error) => error.to_string(),
-                }),
+                Ok(seen) => match (self.ended(context).await, self.found(context).await) {
+                    (Ok(Some(ended)), _) => Look::Never(format!("{seen} blocks; {ended}")),
+                    (Err(error), _) | (_, Err(error)) => Look::NotYet(error.to_string()),
+                    (Ok(None), Ok(Some(found))) => {
+                        Look::NotYet(format!("{seen} blocks, {found} of them found when it began"))
+                    }
+                    (Ok(None), Ok(None)) => Look::NotYet(format!("{seen} blocks")),
+                },
                 Err(error) => Look::NotYet(error.to_string()),
             }
         };
         context.waited(&what, wait::until(&what, Limit::POD, look)).await
+    }
+
+    /// How its writer ended, if it did: what it cannot read or write now, it cannot when kubelet starts it again.
+    async fn ended(&self, context: &Context) -> Result<Option<String>, kube::Error> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let pod = pods.get_opt(&self.name).await?;
+        Ok(pod.as_ref().and_then(condition::has_failed))
     }
 
     /// How many blocks it found when it began, by its first words.
@@ -353,6 +365,7 @@ impl Consumer {
                 acknowledged,
                 found: report.blocks,
                 writers: report.writers.clone(),
+                ends: report.ends.clone(),
             },
         );
         let wanted = self
