@@ -5,40 +5,68 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 const HEX: usize = 32;
+const LEN: usize = 1 + HEX;
 
 /// `v` and 32 hexadecimal digits: the only form that ever becomes a part of a path.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct VolumeId(String);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeId([u8; LEN]);
+
+/// A text that names no volume of this driver.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no volume id")]
+pub struct NoVolumeId(String);
 
 impl VolumeId {
     /// The id of the volume called `name`.
     pub fn of_name(name: &str) -> Self {
+        let mut text = [b'v'; LEN];
         let digest = Sha256::digest(name.as_bytes());
-        let hex: String = digest
-            .iter()
-            .take(HEX / 2)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Self(format!("v{hex}"))
+        for (pair, byte) in text[1..].chunks_exact_mut(2).zip(digest) {
+            for (digit, half) in pair.iter_mut().zip([byte >> 4, byte & 0xf]) {
+                *digit = if half < 10 { b'0' + half } else { b'a' + half - 10 };
+            }
+        }
+        Self(text)
     }
 
     /// The id in `text`, if it has the form of one; any other text names no volume of this driver.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix('v')?;
-        let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-        (digits.len() == HEX && digits.chars().all(hex)).then(|| Self(text.to_owned()))
+        let text: [u8; LEN] = text.as_bytes().try_into().ok()?;
+        let hex = |digit: &u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        (text[0] == b'v' && text[1..].iter().all(hex)).then_some(Self(text))
     }
 
     /// As text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Made of ASCII only, so this never falls back.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl TryFrom<String> for VolumeId {
+    type Error = NoVolumeId;
+
+    fn try_from(text: String) -> Result<Self, NoVolumeId> {
+        Self::parse(&text).ok_or(NoVolumeId(text))
+    }
+}
+
+impl From<VolumeId> for String {
+    fn from(id: VolumeId) -> Self {
+        id.as_str().to_owned()
     }
 }
 
 impl fmt::Display for VolumeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 

@@ -16,8 +16,9 @@ use crate::volume::store::{Store, remove};
 pub fn sweep(store: &Store, metrics: &Metrics) -> Result<(), Error> {
     // A volume that can be used needs nothing: only the others are locked and read again.
     let odd: Vec<VolumeId> = store.look(|all| {
-        let cut_off = all.after(None).filter(|r| r.state != State::Ready).map(|r| &r.id);
+        let cut_off = all.after(None).filter(|(_, volume)| volume.state != State::Ready);
         cut_off
+            .map(|(id, _)| id)
             .chain(all.unreadable().map(|(id, _)| id))
             .cloned()
             .collect()

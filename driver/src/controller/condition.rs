@@ -1,7 +1,6 @@
 //! ControllerGetVolumeHealth and ControllerListVolumeHealth: what of a volume's files is not as its record promises.
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use holdfast_proto::csi as pb;
 use pb::VolumeHealthErrorType as Kind;
@@ -12,7 +11,8 @@ use super::list::{PAGE, PAGE_BYTES};
 use crate::error::Error;
 use crate::id::VolumeId;
 use crate::request;
-use crate::volume::record::{Record, State};
+use crate::volume::index::Brief;
+use crate::volume::record::State;
 use crate::volume::store::Store;
 
 /// One volume; nothing wrong is an empty list.
@@ -20,11 +20,11 @@ pub(super) fn get(store: &Store, id: &str) -> Result<pb::ControllerGetVolumeHeal
     let id = request::known_id(id)?;
     let missing = || Error::VolumeNotFound { id: id.to_string() };
     let seen = match store.read(&id) {
-        Ok(record) => Ok(Arc::new(record.ok_or_else(missing)?)),
+        Ok(record) => Ok(record.ok_or_else(missing)?.into()),
         Err(error @ Error::Unreadable { .. }) => Err(error.message()),
         Err(error) => return Err(error),
     };
-    let health_statuses = judge(store, seen).ok_or_else(missing)?;
+    let health_statuses = judge(store, &id, seen).ok_or_else(missing)?;
     Ok(pb::ControllerGetVolumeHealthResponse {
         volume_health: Some(pb::VolumeHealth {
             volume_id: id.to_string(),
@@ -44,7 +44,7 @@ pub(super) fn list(
     let volumes: BTreeMap<VolumeId, Seen> = store.look(|all| {
         let readable = all
             .after(after.as_ref())
-            .map(|record| (record.id.clone(), Ok(Arc::clone(record))));
+            .map(|(id, volume)| (id.clone(), Ok(volume.clone())));
         let unreadable = all.unreadable().filter(|(id, _)| behind(id));
         readable
             .chain(unreadable.map(|(id, reason)| (id.clone(), Err(reason.to_owned()))))
@@ -53,7 +53,7 @@ pub(super) fn list(
     let mut reply = pb::ControllerListVolumeHealthResponse::default();
     let mut bytes = 0;
     for (id, seen) in volumes {
-        let health_statuses = judge(store, seen).unwrap_or_default();
+        let health_statuses = judge(store, &id, seen).unwrap_or_default();
         if health_statuses.is_empty() {
             continue;
         }
@@ -75,11 +75,11 @@ pub(super) fn list(
     Ok(reply)
 }
 
-/// A record, or why there is none.
-type Seen = Result<Arc<Record>, String>;
+/// What its record says, or why it says nothing.
+type Seen = Result<Brief, String>;
 
 /// What is wrong with a volume, if there is one.
-fn judge(store: &Store, seen: Seen) -> Option<Vec<VolumeHealthEntry>> {
+fn judge(store: &Store, id: &VolumeId, seen: Seen) -> Option<Vec<VolumeHealthEntry>> {
     let entry = |kind: Kind, reason: &str, message: String| {
         Some(vec![VolumeHealthEntry {
             status: kind.into(),
@@ -87,17 +87,17 @@ fn judge(store: &Store, seen: Seen) -> Option<Vec<VolumeHealthEntry>> {
             message,
         }])
     };
-    let record = match seen {
-        Ok(record) if record.state == State::Ready => record,
+    let volume = match seen {
+        Ok(volume) if volume.state == State::Ready => volume,
         Ok(_) => return None,
         Err(reason) => return entry(Kind::Inaccessible, "RecordUnreadable", reason),
     };
-    match std::fs::metadata(store.image(&record.id)) {
-        Ok(meta) if meta.len() < record.size_bytes => {
+    match std::fs::metadata(store.image(id)) {
+        Ok(meta) if meta.len() < volume.size_bytes => {
             let message = format!(
                 "the image has {} bytes of {}; call ControllerExpandVolume to finish an expansion, or restore the image",
                 meta.len(),
-                record.size_bytes
+                volume.size_bytes
             );
             entry(Kind::Degraded, "ImageTooShort", message)
         }

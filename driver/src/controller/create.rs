@@ -11,6 +11,7 @@ use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::request::{self, Placement};
 use crate::volume::attributes::{self, Attributes};
+use crate::volume::index::Brief;
 use crate::volume::record::{Fingerprint, Format, Record, State};
 use crate::volume::store::Store;
 use crate::volume::{capability, copy, image, space, topology, torn};
@@ -102,9 +103,9 @@ pub(super) fn create(
         },
         None => begin(store, capacity, wanted)?,
     };
-    let record = finish(store, record, source)?;
+    let volume = Brief::from(finish(store, record, source)?);
     Ok(pb::CreateVolumeResponse {
-        volume: Some(shown::volume(&record)),
+        volume: Some(shown::volume(&wanted.id, &volume)),
     })
 }
 

@@ -19,30 +19,30 @@ pub(super) const PAGE_BYTES: usize = 3 << 20;
 pub(super) fn list(store: &Store, wanted: &pb::ListVolumesRequest) -> Result<pb::ListVolumesResponse, Error> {
     let (page, after) = request::page(wanted.max_entries, &wanted.starting_token, PAGE)?;
     // One more than the page says whether there is another page.
-    let records: Vec<_> = store.look(|all| {
+    let volumes: Vec<_> = store.look(|all| {
         all.after(after.as_ref())
-            .filter(|record| record.state == State::Ready)
+            .filter(|(_, volume)| volume.state == State::Ready)
             .take(page + 1)
-            .cloned()
+            .map(|(id, volume)| (id.clone(), volume.clone()))
             .collect()
     })?;
     let mut reply = pb::ListVolumesResponse::default();
     let mut bytes = 0;
     let mut last: Option<&VolumeId> = None;
-    for record in &records {
+    for (id, volume) in &volumes {
         if reply.entries.len() == page || bytes >= PAGE_BYTES {
             reply.next_token = last.map(VolumeId::to_string).unwrap_or_default();
             break;
         }
         let entry = Entry {
-            volume: Some(shown::volume(record)),
+            volume: Some(shown::volume(id, volume)),
             status: Some(VolumeStatus {
-                published_node_ids: shown::nodes(record),
+                published_node_ids: shown::nodes(volume),
             }),
         };
         bytes += entry.encoded_len();
         reply.entries.push(entry);
-        last = Some(&record.id);
+        last = Some(id);
     }
     Ok(reply)
 }

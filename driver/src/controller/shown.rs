@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use holdfast_proto::csi as pb;
 use pb::volume_content_source::{Type, VolumeSource};
 
-use crate::volume::record::{Record, Source};
+use crate::id::VolumeId;
+use crate::volume::index::Brief;
+use crate::volume::record::Source;
 
 /// Bytes as the API counts them.
 pub(super) fn signed(bytes: u64) -> i64 {
@@ -12,7 +14,7 @@ pub(super) fn signed(bytes: u64) -> i64 {
 }
 
 /// What CreateVolume promised, as it is now.
-pub(super) fn volume(record: &Record) -> pb::Volume {
+pub(super) fn volume(id: &VolumeId, volume: &Brief) -> pb::Volume {
     let source = |source: &Source| {
         let Source::Volume(id) = source;
         pb::VolumeContentSource {
@@ -21,23 +23,19 @@ pub(super) fn volume(record: &Record) -> pb::Volume {
             })),
         }
     };
-    let topology = pb::Topology {
-        segments: record.segments.clone().into_iter().collect(),
-    };
+    let topology = volume.segments.iter().map(|segments| pb::Topology {
+        segments: segments.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+    });
     pb::Volume {
-        capacity_bytes: signed(record.size_bytes),
-        volume_id: record.id.to_string(),
+        capacity_bytes: signed(volume.size_bytes),
+        volume_id: id.to_string(),
         volume_context: HashMap::new(),
-        content_source: record.fingerprint.source.as_ref().map(source),
-        accessible_topology: if record.segments.is_empty() {
-            Vec::new()
-        } else {
-            vec![topology]
-        },
+        content_source: volume.source.as_deref().map(source),
+        accessible_topology: topology.collect(),
     }
 }
 
 /// The nodes that have it.
-pub(super) fn nodes(record: &Record) -> Vec<String> {
-    record.attachment.iter().map(|a| a.node.clone()).collect()
+pub(super) fn nodes(volume: &Brief) -> Vec<String> {
+    volume.node.iter().map(|node| node.to_string()).collect()
 }

@@ -39,22 +39,18 @@ impl Report {
             odd: Vec::new(),
         };
         report.locks(store)?;
-        let (records, unreadable) = store.look(|all| {
-            let unreadable: Vec<_> = all
-                .unreadable()
-                .map(|(id, reason)| (id.clone(), reason.to_owned()))
-                .collect();
-            (all.after(None).cloned().collect::<Vec<_>>(), unreadable)
-        })?;
-        for (id, reason) in unreadable {
-            let file = format!("volumes/{id}.json");
-            report
-                .odd
-                .push(Odd::new(file, Some(&id), reason, Repair::SetAside));
-        }
-        for record in &records {
-            report.promised_bytes += record.size_bytes;
-            report.volume(store, record);
+        for id in store.ids()? {
+            match store.read(&id) {
+                Ok(Some(record)) => report.volume(store, record),
+                // Deleted since it was listed.
+                Ok(None) => {}
+                Err(error @ Error::Unreadable { .. }) => {
+                    let file = format!("volumes/{id}.json");
+                    let odd = Odd::new(file, Some(&id), error.message(), Repair::SetAside);
+                    report.odd.push(odd);
+                }
+                Err(error) => return Err(error),
+            }
         }
         report.files(store)?;
         Ok(report)
@@ -89,8 +85,9 @@ impl Report {
         Ok(())
     }
 
-    fn volume(&mut self, store: &Store, record: &Record) {
+    fn volume(&mut self, store: &Store, record: Record) {
         use std::os::unix::fs::MetadataExt;
+        self.promised_bytes += record.size_bytes;
         let path = store.image(&record.id);
         let meta = fs::metadata(&path).ok();
         let in_use = matches!(image::open_locked(&path), Ok(None));
@@ -122,7 +119,7 @@ impl Report {
             (State::Ready, Some(_)) => {}
         }
         self.volumes.push(Shown {
-            record: record.clone(),
+            record,
             taken_bytes: meta.map(|m| m.blocks() * 512),
             in_use,
         });

@@ -1,12 +1,13 @@
 //! Every record of the folder in memory, as right as the folder at the moment of each look: what a call asks of all volumes
 //! costs the same with ten of them and with ten thousand.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::record::Record;
+use super::record::{Record, Source, State};
 use super::store::Store;
 use super::watch::{Changed, Watch};
+use crate::config::Segments;
 use crate::error::Error;
 use crate::id::VolumeId;
 
@@ -23,12 +24,43 @@ pub struct Index {
     known: Known,
 }
 
+/// What of a record the calls for all volumes show: the whole of ten thousand would be most of what the driver has resident.
+#[derive(Clone, Debug)]
+pub struct Brief {
+    /// What is meant to become of the volume.
+    pub state: State,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The node that has it.
+    pub node: Option<Arc<str>>,
+    /// What its content was copied from.
+    pub source: Option<Box<Source>>,
+    /// Where it is accessible from; everywhere, if none.
+    pub segments: Option<Arc<Segments>>,
+}
+
+impl From<Record> for Brief {
+    fn from(record: Record) -> Self {
+        Self {
+            state: record.state,
+            size_bytes: record.size_bytes,
+            node: record.attachment.map(|attachment| attachment.node.into()),
+            source: record.fingerprint.source.map(Box::new),
+            segments: Some(record.segments)
+                .filter(|segments| !segments.is_empty())
+                .map(Arc::new),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    records: BTreeMap<VolumeId, Arc<Record>>,
+    volumes: BTreeMap<VolumeId, Brief>,
     unreadable: BTreeMap<VolumeId, String>,
     promised_bytes: u64,
-    attached: HashMap<String, u32>,
+    attached: HashMap<Arc<str>, u32>,
+    /// Each once, for all volumes there; the nodes' places are few.
+    places: BTreeSet<Arc<Segments>>,
 }
 
 impl Index {
@@ -48,7 +80,7 @@ impl Index {
                 // A change that was seen and could not be taken must not be forgotten.
                 self.complete = false;
                 for id in ids {
-                    let found = store.read(&id);
+                    let found = brief(store, &id);
                     self.known.learn(id, found)?;
                 }
                 self.complete = true;
@@ -57,8 +89,9 @@ impl Index {
                 // Until all of it is known, nothing is: an error below leaves this for the next look.
                 self.complete = false;
                 self.known = Known::default();
-                for (id, found) in read_all(store, &store.ids()?) {
-                    self.known.learn(id, found)?;
+                let ids = store.ids()?;
+                for (id, found) in ids.iter().zip(read_all(store, &ids)) {
+                    self.known.learn(id.clone(), found)?;
                 }
                 self.complete = true;
             }
@@ -78,21 +111,18 @@ impl Index {
 
     /// How many records can be read.
     pub fn len(&self) -> usize {
-        self.known.records.len()
+        self.known.volumes.len()
     }
 
     /// Whether there is no record that can be read.
     pub fn is_empty(&self) -> bool {
-        self.known.records.is_empty()
+        self.known.volumes.is_empty()
     }
 
-    /// The records after `id`, or from the first, in the order of ids.
-    pub fn after(&self, id: Option<&VolumeId>) -> impl Iterator<Item = &Arc<Record>> {
+    /// The volumes after `id`, or from the first, in the order of ids.
+    pub fn after(&self, id: Option<&VolumeId>) -> impl Iterator<Item = (&VolumeId, &Brief)> {
         let from = id.map_or(Bound::Unbounded, |id| Bound::Excluded(id.clone()));
-        self.known
-            .records
-            .range((from, Bound::Unbounded))
-            .map(|(_, record)| record)
+        self.known.volumes.range((from, Bound::Unbounded))
     }
 
     /// The records that cannot be read, each with the reason.
@@ -104,9 +134,14 @@ impl Index {
     }
 }
 
-/// Reads the records of `ids`, by several threads where there are many.
-fn read_all(store: &Store, ids: &[VolumeId]) -> Vec<(VolumeId, Result<Option<Record>, Error>)> {
-    let read = |ids: &[VolumeId]| -> Vec<_> { ids.iter().map(|id| (id.clone(), store.read(id))).collect() };
+/// The record of `id`, made brief where it is read, so that of many there is only one whole at a time.
+fn brief(store: &Store, id: &VolumeId) -> Result<Option<Brief>, Error> {
+    Ok(store.read(id)?.map(Brief::from))
+}
+
+/// Reads the records of `ids`, by several threads where there are many; in the order of `ids`.
+fn read_all(store: &Store, ids: &[VolumeId]) -> Vec<Result<Option<Brief>, Error>> {
+    let read = |ids: &[VolumeId]| -> Vec<_> { ids.iter().map(|id| brief(store, id)).collect() };
     if ids.len() < MANY {
         return read(ids);
     }
@@ -126,27 +161,28 @@ fn read_all(store: &Store, ids: &[VolumeId]) -> Vec<(VolumeId, Result<Option<Rec
 
 impl Known {
     /// Takes the record of `id` as it was found in the folder.
-    fn learn(&mut self, id: VolumeId, found: Result<Option<Record>, Error>) -> Result<(), Error> {
-        if let Some(old) = self.records.remove(&id) {
+    fn learn(&mut self, id: VolumeId, found: Result<Option<Brief>, Error>) -> Result<(), Error> {
+        if let Some(old) = self.volumes.remove(&id) {
             self.promised_bytes = self.promised_bytes.saturating_sub(old.size_bytes);
-            if let Some(attachment) = &old.attachment
-                && let Some(count) = self.attached.get_mut(&attachment.node)
+            if let Some(node) = &old.node
+                && let Some(count) = self.attached.get_mut(node)
             {
                 *count -= 1;
                 if *count == 0 {
-                    self.attached.remove(&attachment.node);
+                    self.attached.remove(node);
                 }
             }
         }
         self.unreadable.remove(&id);
         match found {
             Ok(None) => {}
-            Ok(Some(record)) => {
-                self.promised_bytes = self.promised_bytes.saturating_add(record.size_bytes);
-                if let Some(attachment) = &record.attachment {
-                    *self.attached.entry(attachment.node.clone()).or_default() += 1;
+            Ok(Some(mut volume)) => {
+                self.promised_bytes = self.promised_bytes.saturating_add(volume.size_bytes);
+                self.share(&mut volume);
+                if let Some(node) = &volume.node {
+                    *self.attached.entry(Arc::clone(node)).or_default() += 1;
                 }
-                self.records.insert(id, Arc::new(record));
+                self.volumes.insert(id, volume);
             }
             Err(error @ Error::Unreadable { .. }) => {
                 tracing::warn!(volume = %id, error = error.message(), "record left out");
@@ -156,13 +192,28 @@ impl Known {
         }
         Ok(())
     }
+
+    /// Lets the volume have the names that others have, too, instead of its own.
+    fn share(&mut self, volume: &mut Brief) {
+        if let Some(node) = &mut volume.node
+            && let Some((known, _)) = self.attached.get_key_value(node)
+        {
+            *node = Arc::clone(known);
+        }
+        if let Some(segments) = &mut volume.segments {
+            match self.places.get(segments) {
+                Some(known) => *segments = Arc::clone(known),
+                None => drop(self.places.insert(Arc::clone(segments))),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
 
-    use super::super::record::{Format, State};
+    use super::super::record::Format;
     use super::super::space;
     use super::*;
 
@@ -177,7 +228,7 @@ mod tests {
 
     fn sizes(store: &Store) -> Vec<u64> {
         let mut sizes: Vec<_> = store
-            .look(|all| all.after(None).map(|r| r.size_bytes).collect())
+            .look(|all| all.after(None).map(|(_, volume)| volume.size_bytes).collect())
             .unwrap();
         sizes.sort();
         assert_eq!(
