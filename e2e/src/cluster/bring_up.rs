@@ -2,9 +2,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::docker::{self, Docker};
+use super::docker;
 use super::kind::{
-    Cluster, ClusterSpec, DATA_DIR, NETWORK, Timers, check_name, description_file, kind_command, state,
+    Cluster, ClusterSpec, DATA_DIR, Timers, check_name, description_file, kind_command, network, state,
 };
 use super::node_image::{self, Way};
 use super::versions::Versions;
@@ -116,14 +116,14 @@ fn description(cluster: &Cluster) -> Result<String, ClusterError> {
 async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result<(), ClusterError> {
     let config = description_file(&cluster.name);
     std::fs::write(&config, description(cluster)?).map_err(at(&config, "write"))?;
-    network(&cluster.docker).await?;
+    make_network(cluster).await?;
     let step = progress.step(&format!(
         "create cluster {} ({} nodes, {})",
         cluster.name,
         cluster.nodes.len(),
         cluster.kubernetes
     ));
-    let spec = kind_command(&cluster.kind, &cluster.docker)
+    let spec = kind_command(&cluster.kind, &cluster.docker, &cluster.name)
         .args([
             "create",
             "cluster",
@@ -197,25 +197,15 @@ async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result
     std::fs::rename(&fresh, &path).map_err(at(&path, "rename"))
 }
 
-/// The network of our nodes, with our label; IPv4 only, so that a fault cuts off a node by one family.
-async fn network(docker: &Docker) -> Result<(), ClusterError> {
-    // Docker would make two of one name.
-    let _one = docker::lock("network").await?;
-    let found = docker.command().args([
-        "network",
-        "ls",
-        "--quiet",
-        "--filter",
-        &format!("name=^{NETWORK}$"),
-    ]);
-    if call("docker network ls", &found).await?.trim().is_empty() {
-        let label = format!("{}=network", label::LABEL);
-        let make = docker.command().args([
-            "network", "create", "--driver", "bridge", "--label", &label, NETWORK,
-        ]);
-        call("docker network create", &make).await?;
-    }
-    Ok(())
+/// The network of the cluster's nodes, with our label; IPv4 only, so that a fault cuts off a node by one family.
+async fn make_network(cluster: &Cluster) -> Result<(), ClusterError> {
+    let label = format!("{}=network", label::LABEL);
+    let make = cluster
+        .docker
+        .command()
+        .args(["network", "create", "--driver", "bridge", "--label", &label])
+        .arg(network(&cluster.name));
+    call("docker network create", &make).await.map(drop)
 }
 
 /// Makes the loop device nodes of every node: they are gone after its container was started again.

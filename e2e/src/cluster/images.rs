@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::kind::Cluster;
+use super::kind::{Cluster, kind_command};
 use super::{ClusterError, at, call};
 use crate::command::Command;
 
@@ -82,11 +82,9 @@ pub async fn load<S: AsRef<str>>(cluster: &Cluster, images: &[S]) -> Result<(), 
     if images.is_empty() {
         return Ok(());
     }
-    let spec = Command::new(&cluster.kind)
+    let spec = kind_command(&cluster.kind, &cluster.docker, &cluster.name)
         .args(["load", "docker-image", "--name", &cluster.name])
         .args(images.iter().map(AsRef::as_ref))
-        .env("DOCKER_HOST", &cluster.docker.host)
-        .env("KIND_EXPERIMENTAL_DOCKER_NETWORK", super::kind::NETWORK)
         .timeout(LIMIT);
     call("kind load docker-image", &spec).await.map(drop)
 }

@@ -10,8 +10,6 @@ use super::node_image::Way;
 use super::{ClusterError, at, state_root};
 use crate::command::Command;
 
-/// Docker network of our nodes; kind's own would be shared with clusters that are not ours.
-pub const NETWORK: &str = "holdfast";
 /// Where the data folder is mounted in every node.
 pub const DATA_DIR: &str = "/var/lib/holdfast";
 
@@ -174,12 +172,18 @@ pub fn find(name: &str) -> Result<Cluster, ClusterError> {
     serde_json::from_str(&text).map_err(|e| ClusterError::Setup(format!("{}: {e}", path.display())))
 }
 
-/// A call of kind that finds our daemon and our network.
-pub(super) fn kind_command(kind: &Path, docker: &Docker) -> Command {
+/// The Docker network of a cluster's nodes, for itself: on a shared one a node that is off loses its address to the next
+/// container that comes, and is another one to Kubernetes when it is back.
+pub(super) fn network(cluster: &str) -> String {
+    format!("holdfast-{cluster}")
+}
+
+/// A call of kind that finds our daemon and the cluster's network.
+pub(super) fn kind_command(kind: &Path, docker: &Docker, cluster: &str) -> Command {
     Command::new(kind)
         .env("DOCKER_HOST", &docker.host)
         .env("KIND_EXPERIMENTAL_PROVIDER", "docker")
-        .env("KIND_EXPERIMENTAL_DOCKER_NETWORK", NETWORK)
+        .env("KIND_EXPERIMENTAL_DOCKER_NETWORK", network(cluster))
 }
 
 #[cfg(test)]

@@ -5,10 +5,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 
 use super::docker::{self, Docker};
-use super::kind::{NETWORK, check_name, description_file, find, kind_command, state};
+use super::kind::{check_name, description_file, find, kind_command, network, state};
 use super::wait::{self, Look};
 use super::{ClusterError, call, label, process, tools};
-use crate::command;
 use crate::progress::Progress;
 
 const LIMIT_DELETE: Duration = Duration::from_secs(120);
@@ -53,12 +52,25 @@ pub(super) async fn remove(
     let step = progress.step(&format!("remove cluster {name}"));
     let folder = state(name);
     end_makers(name).await?;
-    let spec = kind_command(kind, docker)
+    let spec = kind_command(kind, docker, name)
         .args(["delete", "cluster", "--name", name, "--kubeconfig"])
         .arg(folder.join("kubeconfig"));
     call("kind delete cluster", &spec.timeout(LIMIT_DELETE)).await?;
-    // The network goes with its last cluster; one that is in use stays.
-    let _ = command::run(&docker.command().args(["network", "rm", NETWORK])).await;
+    let network = network(name);
+    let found = docker.command().args([
+        "network",
+        "ls",
+        "--quiet",
+        "--filter",
+        &format!("name=^{network}$"),
+    ]);
+    if !call("docker network ls", &found).await?.trim().is_empty() {
+        call(
+            "docker network rm",
+            &docker.command().args(["network", "rm", &network]),
+        )
+        .await?;
+    }
     label::release(&folder).await?;
     label::remove_tree(&folder)?;
     step.done();
