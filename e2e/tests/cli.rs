@@ -155,6 +155,18 @@ fn a_folder_without_a_run_cannot_be_replayed() {
 }
 
 #[test]
+fn leaks_are_counted_only_on_a_cluster_that_is_there() {
+    let cache = tempfile::tempdir().unwrap();
+    let said = refused(cache.path(), &["leaks"]);
+    assert!(said.contains("no cluster is called holdfast"), "{said}");
+    let said = refused(cache.path(), &["leaks", "--on", "mine"]);
+    assert!(said.contains("no cluster is called mine"), "{said}");
+    let said = refused(cache.path(), &["leaks", "--kubeconfig", "/nowhere/config"]);
+    assert!(said.contains("--kubeconfig /nowhere/config"), "{said}");
+    refused(cache.path(), &["leaks", "--on", "mine", "--context", "other"]);
+}
+
+#[test]
 fn every_scenario_is_listed_with_its_purpose() {
     let cache = tempfile::tempdir().unwrap();
     let output = holdfast(cache.path(), &["list"]);

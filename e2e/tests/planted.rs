@@ -10,7 +10,8 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holdfast_e2e::cluster::driver::Driver;
-use holdfast_e2e::cluster::facts::{LIST_KUBELET, data_folder};
+use holdfast_e2e::cluster::facts::data_folder;
+use holdfast_e2e::cluster::kubelet::LIST_KUBELET;
 use holdfast_e2e::cluster::objects::Listed;
 use holdfast_e2e::id::folder_of;
 use holdfast_e2e::ledger::{Diff, Facts, Kind, Ledger, Memory, diff};

@@ -1,8 +1,10 @@
 //! The command line as it is typed.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
+use crate::cluster::driver::Driver;
 use crate::cluster::kind::Timers;
 use crate::cluster::node_image::Way;
 
@@ -165,7 +167,7 @@ pub enum Keep {
 }
 
 /// Options that name a cluster that is there already.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct TargetArgs {
     /// A cluster of `cluster up`, by its name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["kubeconfig", "context"])]
@@ -182,6 +184,28 @@ pub struct TargetArgs {
     /// The suite's image, as the nodes of an existing cluster can have it
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
+    /// Of an existing cluster only the API is looked at: no pod of ours looks at its nodes
+    #[arg(long)]
+    pub api_only: bool,
+}
+
+impl TargetArgs {
+    /// The same cluster again, from whatever folder and whatever context is current by then.
+    ///
+    /// # Errors
+    /// If there is no current folder.
+    pub fn again(&self, context: &str) -> std::io::Result<Self> {
+        let absolute = |path: &Path| std::path::absolute(path);
+        Ok(Self {
+            kubeconfig: self.kubeconfig.as_deref().map(absolute).transpose()?,
+            context: Some(context.to_owned()),
+            driver: match Driver::named(&self.driver) {
+                Some(_) => self.driver.clone(),
+                None => absolute(Path::new(&self.driver))?.display().to_string(),
+            },
+            ..self.clone()
+        })
+    }
 }
 
 /// `run`
@@ -234,9 +258,12 @@ pub struct ReplayArgs {
 /// `leaks`
 #[derive(Args, Clone, Debug)]
 pub struct LeaksArgs {
-    /// A cluster of `cluster up`, by its name
-    #[arg(long, value_name = "NAME", default_value = "holdfast")]
-    pub on: String,
+    /// Which cluster; `holdfast`, of `cluster up`, if none is named
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Consent to what would be asked
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `io ...`
@@ -246,6 +273,10 @@ pub enum IoCommand {
     Write(IoArgs),
     /// Check the blocks that are there
     Verify(IoArgs),
+    /// Show what the node shows of volumes
+    Look,
+    /// Do nothing until told to stop
+    Stay,
 }
 
 /// `io write|verify`
@@ -279,5 +310,26 @@ mod tests {
     #[test]
     fn a_name_and_all_exclude_each_other() {
         assert!(Cli::try_parse_from(["holdfast", "cluster", "down", "a", "--all"]).is_err());
+    }
+
+    #[test]
+    fn a_cluster_is_found_again_from_another_folder() {
+        let words = [
+            "holdfast",
+            "leaks",
+            "--kubeconfig",
+            "k.yaml",
+            "--driver",
+            "holdfast",
+        ];
+        let Command::Leaks(given) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("another command");
+        };
+        let again = given.target.again("mine").unwrap();
+        assert!(again.kubeconfig.unwrap().is_absolute());
+        assert_eq!(
+            (again.context.as_deref(), again.driver.as_str()),
+            (Some("mine"), "holdfast")
+        );
     }
 }

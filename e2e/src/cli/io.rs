@@ -1,5 +1,6 @@
-//! `holdfast io`: the writer and the verifier, inside pods.
+//! `holdfast io`: the writer, the verifier and the lookout, inside pods.
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -7,6 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{IoArgs, IoCommand};
 use super::exit::Exit;
+use crate::cluster::facts;
+use crate::cluster::kubelet::{self, KUBELET};
+use crate::cluster::lookout::Sight;
 use crate::workload::blocks::{self, Writer};
 
 /// Runs one of them.
@@ -22,7 +26,28 @@ pub async fn io(command: IoCommand) -> anyhow::Result<Exit> {
             println!("{}", serde_json::to_string(&report)?);
             Ok(Exit::Passed)
         }
+        IoCommand::Look => {
+            println!("{}", serde_json::to_string(&look()?)?);
+            Ok(Exit::Passed)
+        }
+        IoCommand::Stay => {
+            signal(SignalKind::terminate())?.recv().await;
+            Ok(Exit::Passed)
+        }
     }
+}
+
+/// What the node that this runs on shows, from a pod that has the node's processes and kubelet's folder.
+fn look() -> anyhow::Result<Sight> {
+    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read"));
+    let used =
+        |(number, backing, read_only): (u32, Option<String>, bool)| Some((number, backing?, read_only));
+    Ok(Sight {
+        kernel: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+        mountinfo: read("/proc/1/mountinfo")?,
+        kubelet: kubelet::list(Path::new(KUBELET)).with_context(|| format!("{KUBELET} cannot be read"))?,
+        loops: facts::sysfs()?.into_iter().filter_map(used).collect(),
+    })
 }
 
 /// Writes until enough is written, then stays until it is told to end.

@@ -13,6 +13,7 @@ use super::target::{Target, own_site};
 use crate::clock::Clock;
 use crate::cluster::facts::Gatherer;
 use crate::cluster::kind::{self, ClusterSpec, Timers};
+use crate::cluster::lookout::Lookout;
 use crate::cluster::run_lock::{self, RunLock};
 use crate::cluster::site::Site;
 use crate::cluster::{bring_up, deploy, tear_down};
@@ -22,6 +23,7 @@ use crate::progress::Progress;
 use crate::report;
 use crate::runner::{Runner, interrupt, run_all};
 use crate::scenario::Scenario;
+use crate::workload::RUN_LABEL;
 
 /// Removes what runs that were killed have left: their own clusters, and on a cluster that stays, their namespaces.
 pub(super) async fn sweep(target: &Target, progress: &Progress) -> anyhow::Result<()> {
@@ -99,15 +101,15 @@ impl Run<'_> {
                 show.note(&line);
             }
         })?;
-        let ready = self.prepare().await?;
+        let mut ready = self.prepare().await?;
         let file = RunFile {
             run: self.id.to_owned(),
             kubernetes: ready.kubernetes.clone(),
             timers: ready.timers,
             nodes: self.args.cluster.nodes,
             seed: self.args.seed,
-            context: match self.target {
-                Target::Existing(foreign) => Some(foreign.cluster.context.clone()),
+            existing: match self.target {
+                Target::Existing(foreign) => Some(self.args.target.again(&foreign.cluster.context)?),
                 Target::Fresh(_) | Target::Own(_) => None,
             },
             driver: ready.site.driver.name.clone(),
@@ -131,6 +133,8 @@ impl Run<'_> {
             let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             recorder.record(None, What::Step { name, took_ms });
         }
+        let lookout = self.look_out(&ready.site, &ready.image).await?;
+        ready.site.lookout.clone_from(&lookout);
         let runner = Runner {
             facts: Arc::new(Gatherer::new(&ready.site, clock)),
             site: ready.site,
@@ -142,12 +146,27 @@ impl Run<'_> {
         };
         let jobs = usize::try_from(self.args.jobs.unwrap_or(4)).unwrap_or(4);
         run_all(&runner, self.chosen, jobs, self.args.repeat).await;
+        if let Some(lookout) = lookout {
+            lookout.close().await?;
+        }
         if let Target::Own(name) = self.target {
             deploy::remove(&kind::find(name)?, self.progress).await?;
         }
         let took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         recorder.record(None, What::RunEnded { took_ms });
         tell(self.folder)
+    }
+
+    /// Pods that look at the nodes of a cluster that is not on this machine.
+    async fn look_out(&self, site: &Site, image: &str) -> anyhow::Result<Option<Lookout>> {
+        if site.host.is_some() || self.args.target.api_only {
+            return Ok(None);
+        }
+        let step = self.progress.step("a pod on every node, to look at it");
+        let label = (RUN_LABEL, self.id);
+        let opened = Lookout::open(&site.client, image, label, &site.workers).await?;
+        step.done();
+        Ok(Some(opened))
     }
 
     /// Brings the cluster up, if it is not there, and the driver onto it, if it is ours.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
-use super::args::{ClusterArgs, Keep, ReplayArgs, RunArgs};
+use super::args::{ClusterArgs, Keep, ReplayArgs, RunArgs, TargetArgs};
 use super::exit::Exit;
 use super::job::{Run, sweep, told_to_stop};
 use super::target::{self, Target};
@@ -28,8 +28,8 @@ pub(super) struct RunFile {
     pub(super) timers: Option<Timers>,
     pub(super) nodes: u32,
     pub(super) seed: u64,
-    /// The context of a cluster that is not ours.
-    pub(super) context: Option<String>,
+    /// Where it was, if on a cluster that is not ours.
+    pub(super) existing: Option<TargetArgs>,
     pub(super) driver: String,
     pub(super) scenarios: Vec<Scenario>,
 }
@@ -75,9 +75,10 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
     };
     let chosen = again(&run.scenarios, &name)?;
     let named = args.target.on.is_some() || args.target.kubeconfig.is_some() || args.target.context.is_some();
-    if let (Some(context), false) = (&run.context, named) {
-        bail!("the run was on context {context}; name it again by --context, or a cluster of ours by --on");
-    }
+    let target = match run.existing {
+        Some(existing) if !named => existing,
+        Some(_) | None => args.target,
+    };
     let minor = run
         .kubernetes
         .trim_start_matches('v')
@@ -95,7 +96,7 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
             node_image: None,
             yes: args.yes,
         },
-        target: args.target,
+        target,
         seed: run.seed,
         keep: Keep::Never,
         output: None,

@@ -30,6 +30,59 @@ pub(super) struct Foreign {
     pub(super) image: String,
 }
 
+/// What options name.
+pub(super) enum Named {
+    /// No cluster.
+    Nothing,
+    /// One of `cluster up`.
+    Own(String),
+    /// Somebody else's, with its driver; nobody was asked yet.
+    Existing(Box<Found>),
+}
+
+/// A cluster of somebody else that was found.
+pub(super) struct Found {
+    pub(super) cluster: Existing,
+    pub(super) site: Site,
+}
+
+/// Finds the cluster that `args` name, and the driver on it; nothing is touched.
+///
+/// # Errors
+/// If it is not there, or the driver is not on it.
+pub(super) async fn named(args: &TargetArgs, progress: &Progress) -> anyhow::Result<Named> {
+    if let Some(name) = &args.on {
+        kind::find(name)?;
+        return Ok(Named::Own(name.clone()));
+    }
+    if args.kubeconfig.is_none() && args.context.is_none() {
+        return Ok(Named::Nothing);
+    }
+    let cluster = existing::open(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
+    if let Some(name) = cluster.own() {
+        progress.note(&format!("cluster  {name}, of `cluster up`"));
+        return Ok(Named::Own(name));
+    }
+    let driver = Driver::load(&args.driver)?;
+    let workers = cluster.workers(&driver).await?;
+    progress.note(&format!(
+        "cluster  context {} at {} (Kubernetes {}), driver {} on {}",
+        cluster.context,
+        cluster.server,
+        cluster.version,
+        driver.name,
+        workers.join(", ")
+    ));
+    let site = Site {
+        client: cluster.client.clone(),
+        driver: Arc::new(driver),
+        workers,
+        lookout: None,
+        host: None,
+    };
+    Ok(Named::Existing(Box::new(Found { cluster, site })))
+}
+
 /// Finds the cluster that `args` name, and asks before one that is not ours is touched; `fresh` is the name of one that is to be made.
 ///
 /// # Errors
@@ -40,46 +93,22 @@ pub(super) async fn resolve(
     fresh: String,
     progress: &Progress,
 ) -> anyhow::Result<Target> {
-    if let Some(name) = &args.on {
-        kind::find(name)?;
-        return Ok(Target::Own(name.clone()));
-    }
-    if args.kubeconfig.is_none() && args.context.is_none() {
-        return Ok(Target::Fresh(fresh));
-    }
-    let cluster = existing::open(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
-    if let Some(name) = cluster.own() {
-        progress.note(&format!("cluster  {name}, of `cluster up`"));
-        return Ok(Target::Own(name));
-    }
-    let driver = Driver::load(&args.driver)?;
-    let workers = cluster.workers(&driver).await?;
+    let Found { cluster, site } = match named(args, progress).await? {
+        Named::Nothing => return Ok(Target::Fresh(fresh)),
+        Named::Own(name) => return Ok(Target::Own(name)),
+        Named::Existing(found) => *found,
+    };
     let Some(image) = args.image.clone() else {
         bail!(
             "pods on context {} need the suite's image: `holdfast image FILE` writes it; load or push it, and name it by --image",
             cluster.context
         );
     };
-    let named = format!(
-        "context {} at {} (Kubernetes {}), driver {} on {}",
-        cluster.context,
-        cluster.server,
-        cluster.version,
-        driver.name,
-        workers.join(", ")
-    );
-    progress.note(&format!("cluster  {named}"));
     if !(yes || consents("make pods and volumes there, in namespaces hf-*?")) {
         bail!(
             "this cluster is not one of holdfast's: --yes consents to pods and volumes in namespaces hf-* on it"
         );
     }
-    let site = Site {
-        client: cluster.client.clone(),
-        driver: Arc::new(driver),
-        workers,
-        host: None,
-    };
     Ok(Target::Existing(Box::new(Foreign { cluster, site, image })))
 }
 

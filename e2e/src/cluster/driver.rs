@@ -56,6 +56,9 @@ pub struct Driver {
     pub namespace: String,
     /// How it is installed, for somebody whose cluster lacks it.
     pub install: String,
+    /// The folder on its nodes whose files it makes loop devices of, if it does.
+    #[serde(default, rename = "data-dir")]
+    pub data_dir: Option<String>,
     /// Its StorageClasses by what scenarios ask for.
     pub classes: BTreeMap<Class, String>,
 }
@@ -66,21 +69,21 @@ impl Driver {
     /// # Errors
     /// With file, line and field; for a name that no file has, with those there are.
     pub fn load(given: &str) -> Result<Self, ClusterError> {
-        let folder = workspace_root().join("manifests/drivers");
-        let named = folder.join(format!("{given}.yaml"));
-        let path = if named.is_file() {
-            named
-        } else {
-            PathBuf::from(given)
-        };
+        let path = Self::named(given).unwrap_or_else(|| PathBuf::from(given));
         if !path.is_file() {
             return Err(ClusterError::Setup(format!(
                 "--driver {given}: no such file, and manifests/drivers has {}",
-                known(&folder).join(", ")
+                known(&folder()).join(", ")
             )));
         }
         let text = std::fs::read_to_string(&path).map_err(at(&path, "read"))?;
         Ok(yaml::parse(&path, &text)?)
+    }
+
+    /// The file of manifests/drivers that has this name, if one has.
+    pub fn named(name: &str) -> Option<PathBuf> {
+        let path = folder().join(format!("{name}.yaml"));
+        path.is_file().then_some(path)
     }
 
     /// The driver of this repository, which every cluster of ours gets.
@@ -90,6 +93,10 @@ impl Driver {
     pub fn own() -> Result<Self, ClusterError> {
         Self::load("holdfast")
     }
+}
+
+fn folder() -> PathBuf {
+    workspace_root().join("manifests/drivers")
 }
 
 fn known(folder: &Path) -> Vec<String> {
@@ -112,6 +119,7 @@ mod tests {
         let own = Driver::own().unwrap();
         assert_eq!(own.name, chart::DRIVER_NAME);
         assert_eq!(own.namespace, chart::NAMESPACE);
+        assert_eq!(own.data_dir.as_deref(), Some(chart::DATA_DIR));
         for class in [
             Class::Ext4,
             Class::Xfs,

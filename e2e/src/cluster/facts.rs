@@ -11,6 +11,7 @@ use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::kind::{Cluster, DATA_DIR};
+use super::kubelet::{KUBELET, LIST_KUBELET};
 use super::objects::Listed;
 use super::shared::Shared;
 use super::site::Site;
@@ -18,25 +19,6 @@ use super::{ClusterError, at, call, chart};
 use crate::clock::Clock;
 use crate::command::Command;
 use crate::ledger::{BackendFile, Call, Facts, FileId, Loop, Memory, parse_calls, parse_listed};
-
-/// Where kubelet keeps its pods and plugins.
-pub const KUBELET: &str = "/var/lib/kubelet";
-
-/// Lists what CSI volumes and pods may leave in kubelet's folder, its first argument: paths, and for each pod's folder a
-/// line `pod FOLDER HOSTNAME`. What goes away while it is listed is no error.
-pub const LIST_KUBELET: &str = r#"cd "$1" || exit 1
-find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumes/kubernetes.io~csi/*' 2>/dev/null
-find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumeDevices/kubernetes.io~csi/*' 2>/dev/null
-find "$1/plugins/kubernetes.io/csi" -mindepth 2 -maxdepth 3 2>/dev/null |
-  grep -v -e '/volumeDevices/staging$' -e '/volumeDevices/publish$'
-for pod in "$1"/pods/*/; do
-  [ -d "$pod" ] || continue
-  name=
-  while read -r address host rest; do name=$host; done 2>/dev/null <"$pod/etc-hosts"
-  pod=${pod%/}
-  echo "pod ${pod##*/} $name"
-done 2>/dev/null
-true"#;
 
 /// Gathers the facts of one cluster, for all who ask at the same time together, and remembers what it saw.
 pub struct Gatherer {
@@ -105,10 +87,16 @@ impl Gatherer {
     }
 
     async fn read(&self) -> Result<Facts, ClusterError> {
-        let mut facts = match &self.site.host {
-            Some(cluster) => of_cluster(cluster).await?,
-            // Of a cluster elsewhere only the API can be read.
-            None => Facts::default(),
+        let mut facts = match (&self.site.host, &self.site.lookout) {
+            (Some(cluster), _) => of_cluster(cluster).await?,
+            (None, Some(lookout)) => {
+                let data = self.site.driver.data_dir.as_ref();
+                lookout
+                    .facts(data.map(|data| format!("{data}/")).into_iter().collect())
+                    .await?
+            }
+            // Only the API is to be read.
+            (None, None) => Facts::default(),
         };
         // After the nodes: a pod whose folder they showed is in this list, or is gone.
         let listed = Listed::of(&self.site.client, &self.site.driver)
@@ -242,6 +230,7 @@ pub async fn loops() -> Result<Vec<Loop>, ClusterError> {
                 backing: None,
                 file: None,
                 read_only,
+                node: String::new(),
             });
         }
     }

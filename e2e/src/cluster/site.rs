@@ -6,6 +6,7 @@ use kube::Client;
 use super::ClusterError;
 use super::driver::Driver;
 use super::kind::Cluster;
+use super::lookout::Lookout;
 
 /// Where scenarios run and faults act.
 #[derive(Clone)]
@@ -16,6 +17,8 @@ pub struct Site {
     pub driver: Arc<Driver>,
     /// Nodes that pods may be put on.
     pub workers: Vec<String>,
+    /// What its nodes show, where they are elsewhere and are looked at.
+    pub lookout: Option<Lookout>,
     /// Its nodes on this machine; a cluster elsewhere has none.
     pub host: Option<Arc<Cluster>>,
 }
@@ -31,6 +34,7 @@ impl Site {
             client,
             driver: Arc::new(driver),
             workers,
+            lookout: None,
             host: Some(cluster),
         }
     }

@@ -16,6 +16,9 @@ pub struct Loop {
     pub file: Option<FileId>,
     /// Whether writes to the device fail.
     pub read_only: bool,
+    /// The nodes whose kernel has it, where that is not this machine's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
 }
 
 impl Loop {
@@ -70,6 +73,7 @@ pub fn parse_listed(text: &str) -> Result<Vec<Loop>, NotListed> {
                 .zip(row.inode.filter(|inode| *inode > 0))
                 .map(|(device, inode)| FileId { device, inode }),
             read_only: row.ro,
+            node: String::new(),
         })
     };
     Ok(listed.loopdevices.into_iter().filter_map(one).collect())
@@ -117,7 +121,11 @@ pub(super) fn entries(facts: &Facts, owners: &Owners) -> Vec<Entry> {
         Some(Entry {
             kind,
             name,
-            place: String::from("kernel"),
+            place: if one.node.is_empty() {
+                String::from("kernel")
+            } else {
+                one.node.clone()
+            },
             owner,
             volume,
         })
@@ -158,6 +166,7 @@ mod tests {
             backing: Some(path.to_owned()),
             file: Some(file(inode)),
             read_only: false,
+            node: String::new(),
         }
     }
 
@@ -167,6 +176,7 @@ mod tests {
             backing: None,
             file: None,
             read_only,
+            node: String::new(),
         }
     }
 

@@ -55,20 +55,20 @@ pub async fn namespaces(site: &Site, run: Option<&str>) -> Result<Vec<(String, S
     Ok(list.items.iter().map(|n| (n.name_any(), run(n))).collect())
 }
 
-/// Waits until no namespace of `run`, or of any run, is left.
+/// Waits until no namespace of `run`, or of any run, is left, but the one called `but`.
 ///
 /// # Errors
 /// With those that are.
-pub async fn namespaces_gone(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
+pub async fn namespaces_gone(site: &Site, run: Option<&str>, but: &str) -> Result<(), CleanError> {
     let look = || async {
         match namespaces(site, run).await {
-            Ok(left) if left.is_empty() => Look::Holds(()),
-            Ok(left) => Look::NotYet(
-                left.into_iter()
-                    .map(|(name, _)| name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            ),
+            Ok(left) => {
+                let names = left.into_iter().map(|(name, _)| name).filter(|name| name != but);
+                match names.collect::<Vec<_>>().join(", ") {
+                    names if names.is_empty() => Look::Holds(()),
+                    names => Look::NotYet(names),
+                }
+            }
             Err(error) => Look::NotYet(error.to_string()),
         }
     };
@@ -113,7 +113,7 @@ pub async fn clean(site: &Site, run: Option<&str>) -> Result<(), CleanError> {
             Err(error) => return Err(api("delete a namespace")(error)),
         }
     }
-    namespaces_gone(site, run).await?;
+    namespaces_gone(site, run, "").await?;
     let look = || async {
         match of(site, &ours).await {
             Ok(left) if left.is_empty() => Look::Holds(()),

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 
 use super::execute::{NAMESPACE_PREFIX, Runner, chain};
 use super::{interrupt, settle};
-use crate::cluster::observe;
 use crate::cluster::site::Site;
+use crate::cluster::{lookout, observe};
 use crate::history::{Outcome, What};
 use crate::ledger::{Diff, Ledger};
 use crate::scenario::Scenario;
@@ -121,7 +121,8 @@ async fn together<'a>(
 }
 
 async fn whole(runner: &Runner, before: &Ledger) -> (Outcome, String) {
-    if let Err(error) = interrupt::namespaces_gone(&runner.site, Some(&runner.run)).await {
+    if let Err(error) = interrupt::namespaces_gone(&runner.site, Some(&runner.run), lookout::NAMESPACE).await
+    {
         return (Outcome::Leaked, chain(&error));
     }
     // On a cluster of somebody else the driver may have other users, whose volumes come and go.

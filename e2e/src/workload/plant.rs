@@ -15,8 +15,9 @@ use serde_json::json;
 
 use super::context::{Context, WorkloadError};
 use crate::clock::Limit;
-use crate::cluster::facts::{KUBELET, loops};
+use crate::cluster::facts::loops;
 use crate::cluster::kind::Cluster;
+use crate::cluster::kubelet::KUBELET;
 use crate::cluster::site::Site;
 use crate::cluster::{ClusterError, at, call, wait};
 use crate::command::Command;
@@ -332,7 +333,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cluster::facts::LIST_KUBELET;
+    use crate::cluster::kubelet::LIST_KUBELET;
 
     async fn sh(script: &str, kubelet: &Path, rest: &[&str]) -> String {
         let spec = Command::new("sh")
