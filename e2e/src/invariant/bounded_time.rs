@@ -26,9 +26,15 @@ pub(super) fn check(events: &[Event], observed: &[Event], namespace: &str) -> Ve
     let faults = faults(events);
     let now_ms = observed.last().map_or(0, |event| event.at_ms);
     let mut spans = bound(observed, namespace);
+    // Nobody watches the mounts of a cluster elsewhere: there a volume that is published shows no end of it.
+    let watched = observed
+        .iter()
+        .any(|event| matches!(event.what, What::Mount { .. }));
     for volume in owned_by(observed, namespace) {
         spans.extend(attachments(observed, &volume));
-        spans.extend(published(observed, &volume));
+        if watched {
+            spans.extend(published(observed, &volume));
+        }
         spans.extend(unpublished(observed, &volume, namespace));
         spans.extend(unstaged(observed, &volume));
         spans.extend(deleted(observed, &volume));
@@ -419,6 +425,16 @@ mod tests {
             found.len() == 1 && found[0].seen.starts_with("not over after 190.0 s"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn where_no_mount_is_watched_publishing_is_not_timed() {
+        let mut events = life(99, 0);
+        events.truncate(5);
+        events.push(object(200, "Node", Change::Present, &[]));
+        assert_eq!(check(&[], &events, "hf-a"), []);
+        events.insert(0, mount_at(0, Change::Present, "/elsewhere"));
+        assert_eq!(check(&[], &events, "hf-a").len(), 1);
     }
 
     #[test]

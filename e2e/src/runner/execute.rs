@@ -315,6 +315,10 @@ impl Runner {
         unhealed: Option<String>,
         namespace: Option<WorkloadError>,
     ) -> (Outcome, String) {
+        if let Err(error @ ActError::Workload(WorkloadError::NoImage { .. })) = acted {
+            // Whatever else is late or there is so because the act ended amid its volume's life.
+            return (error.outcome(), error.to_string());
+        }
         let mut found: Vec<(Outcome, String)> = Vec::new();
         if let Err(error) = acted {
             found.push((error.outcome(), format!("{error}")));
