@@ -278,3 +278,26 @@ async fn controller_unpublish_is_repeatable_and_takes_all_without_a_node() {
         .unwrap();
     assert!(attached(listed(&mut controller).await).is_empty());
 }
+
+#[tokio::test]
+async fn flags_that_no_node_takes_are_refused_though_the_volume_fits() {
+    let driver = Driver::start();
+    let mut controller = controller(&driver).await;
+    let folder = create("folder", Some("ext4"), 8 * MIB, 0);
+    let id = made(&mut controller, folder).await.volume_id;
+    let wanted = Some(mount(|m| m.mount_flags = vec![String::from("data=writeback")]));
+    let publish = changing(attach(&id, "n1"))(&|r| r.volume_capability = wanted.clone());
+    let expand = changing(expand(&id, 16 * MIB, 0))(&|r| r.volume_capability = wanted.clone());
+    let bad = Code::InvalidArgument;
+    let rows = vec![
+        row(
+            "publish",
+            "ControllerPublishVolume",
+            &publish,
+            bad,
+            "data=writeback",
+        ),
+        row("expand", "ControllerExpandVolume", &expand, bad, "data=writeback"),
+    ];
+    check(&driver.channel().await, rows).await;
+}
