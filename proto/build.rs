@@ -72,7 +72,12 @@ impl SecretFields {
             )?;
             for field in message.fields() {
                 let field_name = field.name();
-                if !(self.is_secret)(&field) {
+                if field_name == "volume_context" {
+                    write!(
+                        text,
+                        "\n            .field(\"{field_name}\", &Context(&self.{field_name}))"
+                    )?;
+                } else if !(self.is_secret)(&field) {
                     write!(text, "\n            .field(\"{field_name}\", &self.{field_name})")?;
                 } else if field.is_map() {
                     write!(

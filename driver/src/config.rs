@@ -193,10 +193,16 @@ fn segments_of(node: &str, driver: &str, given: &[String]) -> Result<Segments, C
             None => (None, key),
         };
         segment(key, value).map_err(bad)?;
-        match whose {
-            None => drop(of_all.insert(key.to_ascii_lowercase(), value.to_owned())),
-            Some(whose) if whose == node => drop(own.insert(key.to_ascii_lowercase(), value.to_owned())),
-            Some(_) => {}
+        let segments = match whose {
+            None => &mut of_all,
+            Some(whose) if whose == node => &mut own,
+            Some(_) => continue,
+        };
+        let before = segments.insert(key.to_ascii_lowercase(), value.to_owned());
+        if before.is_some_and(|before| before != value) {
+            return Err(bad(
+                "has a key that was given another value, the case of keys left aside",
+            ));
         }
     }
     of_all.append(&mut own);
@@ -272,6 +278,7 @@ mod tests {
     #[case::name_ends_in_dot(&["--driver-name", "a."], Some("--driver-name"))]
     #[case::relative_data(&["--data-dir", "data"], Some("--data-dir"))]
     #[case::topology_without_value(&["--topology", "zone"], Some("--topology"))]
+    #[case::topology_of_two_values(&["--topology", "zone=a,Zone=b"], Some("--topology"))]
     #[case::topology_of_a_bad_value(&["--topology", "zone=-"], Some("--topology"))]
     fn command_lines(#[case] change: &[&str], #[case] named: Option<&str>) {
         let mut options = vec![

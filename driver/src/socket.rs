@@ -1,6 +1,6 @@
-//! A Unix socket of our own: a stale file is removed, a live one is refused, nobody else may connect.
+//! A Unix socket of our own: a stale one is removed, a live one and what is no socket are refused, nobody else may connect.
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -12,12 +12,19 @@ use tokio_stream::{Stream, StreamExt};
 /// Listens at `path`, for this user (and root) only.
 ///
 /// # Errors
-/// AddrInUse if somebody answers there; the failed call otherwise.
+/// AddrInUse if somebody answers there, AlreadyExists if it is no socket; the failed call otherwise.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    if path.exists() {
+    // A link is not followed: what it leads to is not ours.
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        if !there.file_type().is_socket() {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} is there and is no socket; remove it first", path.display()),
+            ));
+        }
         if UnixStream::connect(path).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
@@ -85,5 +92,17 @@ mod tests {
         let live = listen(&path).unwrap();
         assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(live);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_refused_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, "of somebody").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link] {
+            assert_eq!(listen(path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read_to_string(path).unwrap(), "of somebody");
+        }
     }
 }

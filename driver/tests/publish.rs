@@ -46,6 +46,7 @@ async fn the_same_target() {
         let before = mounts_below(driver.folder.path());
         let mut others = vec![
             ("readonly", with(|r| r.readonly = true)),
+            ("staging", with(|r| r.staging_target_path.push_str(".other"))),
             (
                 "several writers",
                 mode_request(&volume, "target", Mode::SingleNodeMultiWriter),

@@ -288,7 +288,7 @@ async fn expanded_means_grown() {
 
 /// Only this user gets at the socket; no secret gets into the log, at any level.
 async fn secrets_stay_secret() {
-    let driver = Driver::start();
+    let driver = Driver::with(&["--log-level", "trace"]);
     let mode = std::fs::metadata(&driver.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let secrets = HashMap::from([(String::from("key"), String::from("canary-7f3a"))]);
@@ -315,6 +315,10 @@ async fn secrets_stay_secret() {
         staging_target_path: driver.path("stage"),
         volume_capability: Some(capability(None)),
         secrets: secrets.clone(),
+        volume_context: HashMap::from([(
+            String::from("csi.storage.k8s.io/serviceAccount.tokens"),
+            String::from("canary-7f3a"),
+        )]),
         ..Default::default()
     };
     NodeClient::new(driver.channel().await)

@@ -9,6 +9,9 @@ use crate::volume::capability;
 use crate::volume::record::Record;
 use crate::volume::store::Store;
 
+/// How the keys begin that Kubernetes adds to the context of any volume.
+const KUBERNETES: [&str; 2] = ["storage.kubernetes.io/", "csi.storage.k8s.io/"];
+
 /// Confirms what was asked for, or says why not.
 pub(super) fn validate(
     store: &Store,
@@ -38,7 +41,7 @@ pub(super) fn validate(
             .map(|other| format!("the volume was not asked for as {other}")),
         Err(error) => Some(error.message()),
     };
-    if let Some(message) = against.or_else(|| parameters(&record, &request)) {
+    if let Some(message) = against.or_else(|| other(&record, &request)) {
         return Ok(pb::ValidateVolumeCapabilitiesResponse {
             confirmed: None,
             message,
@@ -55,17 +58,35 @@ pub(super) fn validate(
     })
 }
 
-/// Why the parameters are not those of the volume, if they are not.
-fn parameters(record: &Record, request: &pb::ValidateVolumeCapabilitiesRequest) -> Option<String> {
-    let given = request::parameters(request.parameters.clone(), &attributes::KEYS)
-        .and_then(|given| Attributes::default().with("parameters", &given));
-    let mutable = request::mutable_parameters(request.mutable_parameters.clone(), &attributes::KEYS)
-        .and_then(|given| record.attributes.with("mutable_parameters", &given));
-    match (given, mutable) {
+/// Why the context and the parameters are not those of the volume, if they are not.
+fn other(record: &Record, request: &pb::ValidateVolumeCapabilitiesRequest) -> Option<String> {
+    // CreateVolume gives none; the provisioner and kubelet add their own.
+    let context = request
+        .volume_context
+        .keys()
+        .find(|key| !KUBERNETES.iter().any(|own| key.starts_with(own)));
+    if let Some(key) = context {
+        return Some(format!(
+            "volume_context {key:?} is not of the volume; send what CreateVolume gave"
+        ));
+    }
+    let as_made = || {
+        let made = Attributes::default().with("parameters", &record.fingerprint.parameters)?;
+        let given = request::parameters(request.parameters.clone(), &attributes::KEYS)?;
+        Ok::<_, Error>(made.with("parameters", &given)? == made)
+    };
+    let as_now = || {
+        let given = request::mutable_parameters(request.mutable_parameters.clone(), &attributes::KEYS)?;
+        Ok::<_, Error>(record.attributes.with("mutable_parameters", &given)? == record.attributes)
+    };
+    match (as_made(), as_now()) {
         (Err(error), _) | (_, Err(error)) => Some(error.message()),
-        (Ok(_), Ok(mutable)) if mutable != record.attributes => Some(String::from(
+        (Ok(false), _) => Some(String::from(
+            "parameters are not those that the volume was made with; a volume of others has another name",
+        )),
+        (_, Ok(false)) => Some(String::from(
             "mutable_parameters are not those of the volume; call ControllerModifyVolume to change it",
         )),
-        (Ok(_), Ok(_)) => None,
+        (Ok(true), Ok(true)) => None,
     }
 }

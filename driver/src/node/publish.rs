@@ -148,6 +148,10 @@ impl Job<'_> {
                 ),
             ));
         }
+        let staged = self.loops.iter().find(|own| own.is_staged(self.epoch));
+        if staged.is_some_and(|own| own.tag.place != tag::place(&self.staging)) {
+            return other("staging_target_path");
+        }
         let is_mount = now.major == mounted::LOOP_MAJOR;
         if is_mount != (self.capability.access == Access::Mount) {
             return other("access type");

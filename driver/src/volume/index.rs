@@ -293,7 +293,9 @@ mod tests {
     fn records_that_cannot_be_read_are_named_and_cost_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        for name in ["whole", "empty", "torn", "foreign", "newer"] {
+        for name in [
+            "whole", "empty", "torn", "foreign", "newer", "folder", "pipe", "link",
+        ] {
             store.write(&record(name, 1)).unwrap();
         }
         let path = |name: &str| store.volumes().join(format!("{}.json", VolumeId::of_name(name)));
@@ -305,12 +307,19 @@ mod tests {
         let newer = std::fs::File::options().write(true).open(path("newer")).unwrap();
         newer.write_all_at(b"{\"version\":9", 0).unwrap();
         drop(newer);
+        for name in ["folder", "pipe", "link"] {
+            std::fs::remove_file(path(name)).unwrap();
+        }
+        std::fs::create_dir(path("folder")).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink(path("whole"), path("link")).unwrap();
         for _ in 0..2 {
             assert_eq!(sizes(&store), [1]);
             let named: Vec<_> = store
                 .look(|all| all.unreadable().map(|(id, _)| id.clone()).collect())
                 .unwrap();
-            let mut expected = ["empty", "torn", "foreign", "newer"].map(VolumeId::of_name);
+            let mut expected =
+                ["empty", "torn", "foreign", "newer", "folder", "pipe", "link"].map(VolumeId::of_name);
             expected.sort();
             assert_eq!(named, expected);
             // Seen alike by whoever comes new.

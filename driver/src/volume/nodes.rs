@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{Store, replace};
+use super::store::{Store, replace, sync_folder};
 use crate::config::{Segments, is_node_id};
 use crate::error::Error;
 
@@ -30,12 +30,22 @@ pub struct Node {
 }
 
 impl Store {
-    /// Makes the node known, or what is known of it new.
+    /// Makes the node known, or what is known of it new. What is known already is not written again: a node must be able to
+    /// start, and to let go of its volumes, where nothing more can be written.
     ///
     /// # Errors
     /// The failed call.
     pub fn add_node(&self, id: &str, node: &Node) -> io::Result<()> {
-        replace(&self.root().join("nodes").join(id), &serde_json::to_vec(node)?)
+        let path = self.root().join("nodes").join(id);
+        let text = serde_json::to_vec(node)?;
+        match fs::read(&path) {
+            Ok(known) if known == text => {
+                let file = File::options().write(true).open(&path)?;
+                file.set_modified(SystemTime::now())?;
+                sync_folder(&self.root().join("nodes"))
+            }
+            _ => replace(&path, &text),
+        }
     }
 
     /// Says that the node's plugin still runs; a crash may forget it, so it is not made durable.
@@ -156,6 +166,29 @@ mod tests {
         fs::remove_file(folder.path().join("nodes/n2")).unwrap();
         store.node_runs("n2", &at("b")).unwrap();
         assert_eq!(store.node("n2").unwrap(), Some(at("b")));
+    }
+
+    #[test]
+    fn what_is_known_is_not_written_again() {
+        use std::os::unix::fs::MetadataExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let file = || {
+            fs::metadata(folder.path().join("nodes/n1"))
+                .map(|m| m.ino())
+                .unwrap()
+        };
+        let limit = |limit| Node {
+            limit,
+            ..Node::default()
+        };
+        store.add_node("n1", &limit(3)).unwrap();
+        let first = file();
+        store.add_node("n1", &limit(3)).unwrap();
+        assert_eq!(file(), first);
+        store.add_node("n1", &limit(4)).unwrap();
+        assert_eq!(store.node("n1").unwrap(), Some(limit(4)));
     }
 
     #[test]

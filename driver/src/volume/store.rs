@@ -1,7 +1,7 @@
 //! Records on disk: temporary file, fsync, rename, fsync of the folder; never a record that is half there.
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -107,14 +107,15 @@ impl Store {
     /// # Errors
     /// [`Error::Unreadable`] where the file is no record: its volume is left alone.
     pub fn read(&self, id: &VolumeId) -> Result<Option<Record>, Error> {
-        let text = match fs::read(self.record(id)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::storage(format!("reading the record of {id}"))(error)),
-        };
         let unreadable = |reason: String| Error::Unreadable {
             id: id.to_string(),
             reason,
+        };
+        let text = match read_file(&self.record(id)) {
+            Ok(Some(text)) => text,
+            Ok(None) => return Err(unreadable(String::from("it is no file"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::storage(format!("reading the record of {id}"))(error)),
         };
         let record: Record = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
         if record.version != VERSION || record.id != *id {
@@ -341,6 +342,25 @@ fn exclusive(promises: &File) -> Result<(), Error> {
         key: String::from("promises.lock"),
         holder: String::from("another process"),
     })
+}
+
+/// What is in the file at `path`; nothing if a folder, a link, a pipe or the like is there, for which nobody waits.
+fn read_file(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let mut file = match opened {
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
+        opened => opened?,
+    };
+    let there = file.metadata()?;
+    if !there.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(there.len()).unwrap_or(0));
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn write(path: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
