@@ -286,6 +286,42 @@ async fn expanded_means_grown() {
     }
 }
 
+/// On a full disk nothing new is promised, but what empties it works, also after a restart.
+async fn a_full_disk_is_emptied_by_deletions() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let at = data.display().to_string();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=2m", "holdfast-test", &at])
+        .status();
+    assert!(mounted.unwrap().success());
+    // Unmounted by whoever drops the driver.
+    let mut driver = Driver::in_folder(folder, "all", "csi.sock");
+    let mut volume = Volume::made(&driver, None, MIB).await;
+    volume.attach().await.unwrap();
+    let (id, context) = (volume.id.clone(), volume.context.clone());
+    let full = Command::new("dd")
+        .args(["if=/dev/zero", "bs=4k", &format!("of={at}/fill")])
+        .output()
+        .unwrap();
+    assert!(!full.status.success(), "the disk is not full");
+    driver.kill_and_restart();
+    let volume = Volume {
+        driver: &driver,
+        id,
+        fs: None,
+        context,
+    };
+    let mut controller = ControllerClient::new(driver.channel().await);
+    let more = controller.create_volume(create("more", None, MIB / 4, 0)).await;
+    assert_eq!(wait_code(more), Code::Unavailable);
+    volume.detach().await.unwrap();
+    volume.delete().await.unwrap();
+    let left = std::fs::read_dir(data.join("volumes")).unwrap().count();
+    assert_eq!(left, 0, "files of volumes");
+}
+
 /// Only this user gets at the socket; no secret gets into the log, at any level.
 async fn secrets_stay_secret() {
     let driver = Driver::with(&["--log-level", "trace"]);
@@ -381,6 +417,9 @@ fn main() {
             run(data_is_never_formatted_over())
         }),
         ("expanded_means_grown", || run(expanded_means_grown())),
+        ("a_full_disk_is_emptied_by_deletions", || {
+            run(a_full_disk_is_emptied_by_deletions())
+        }),
         ("secrets_stay_secret", || run(secrets_stay_secret())),
     ]);
 }

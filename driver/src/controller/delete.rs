@@ -33,7 +33,7 @@ pub(super) fn delete(store: &Store, id: &str) -> Result<pb::DeleteVolumeResponse
     let revoked = record.as_ref().map_or(&[][..], |r| &r.revoked);
     let _image = unused(store, &id, revoked)?;
     if let Some(record) = record {
-        store.write(&Record {
+        store.release(&Record {
             state: State::Deleting,
             ..record
         })?;

@@ -127,7 +127,7 @@ fn detach(store: &Store, mut record: Record, held: &[u64]) -> Result<Record, Err
     // Those whose devices are gone need no mention any more.
     record.revoked.retain(|epoch| held.contains(epoch));
     record.attachment = None;
-    store.write(&record)?;
+    store.release(&record)?;
     errand::withdraw(store, &record.id)?;
     Ok(record)
 }

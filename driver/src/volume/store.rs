@@ -2,7 +2,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,9 @@ use crate::kernel::wait;
 const VERSION: u32 = 1;
 /// How long a call waits for another process that is about to make a promise; its own takes microseconds.
 const LIMIT: Duration = Duration::from_secs(8);
+
+/// Room for the longest record and for what a filesystem needs beside it.
+const SPARE_BYTES: u64 = 16 * 1024;
 
 /// The data folder.
 #[derive(Debug)]
@@ -60,6 +63,7 @@ impl Store {
             .truncate(false)
             .mode(0o660)
             .open(root.join("locks").join("promises.lock"))?;
+        keep_spare(&promises);
         Ok(Self {
             root: root.to_owned(),
             commit: Commit::open(&root.join("volumes"))?,
@@ -136,6 +140,27 @@ impl Store {
         let temporary = self.prepare(record, true)?;
         self.name(&temporary, record).map_err(Error::storage(step()))?;
         self.sync(step())
+    }
+
+    /// [`Store::write`] of a record that lets something go. A full disk must not keep it from that: it is emptied by letting
+    /// go, so the room for one record is set aside in the file of the promises, which is always there.
+    ///
+    /// # Errors
+    /// Those of [`Store::write`].
+    pub fn release(&self, record: &Record) -> Result<(), Error> {
+        let is_full = |error: &Error| matches!(error, Error::Storage { source, .. } if source.kind() == io::ErrorKind::StorageFull);
+        let promises = || self.promises.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.write(record) {
+            Err(error) if is_full(&error) => {
+                promises()
+                    .set_len(0)
+                    .map_err(Error::storage("giving up the spare room"))?;
+                let written = self.write(record);
+                keep_spare(&promises());
+                written
+            }
+            written => written,
+        }
     }
 
     fn name(&self, temporary: &Path, record: &Record) -> io::Result<()> {
@@ -326,6 +351,18 @@ impl Store {
 /// The volume whose record has this file name.
 pub(super) fn record_id(name: &OsStr) -> Option<VolumeId> {
     VolumeId::parse(name.to_str()?.strip_suffix(".json")?)
+}
+
+/// Sets room aside for [`Store::release`], if there is any.
+fn keep_spare(promises: &File) {
+    let kept = match promises.metadata() {
+        Ok(there) if there.len() >= SPARE_BYTES => Ok(()),
+        Ok(_) => promises.write_all_at(&[0; SPARE_BYTES as usize], 0),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = kept {
+        tracing::warn!(%error, "no room could be set aside; on a full disk nothing can be let go");
+    }
 }
 
 /// Keeps other processes from making promises.
