@@ -106,7 +106,14 @@ pub async fn ensure(progress: &Progress) -> Result<Docker, ClusterError> {
         return Ok(docker);
     }
     let step = progress.step("start a private Docker daemon");
-    start_daemon(&home, &docker).await?;
+    if let Err(error) = start_daemon(&home, &docker).await {
+        // Nobody uses what did not start: its process, its bridge and its folder go.
+        drop(docker);
+        return Err(match stop_unused().await {
+            Ok(()) => error,
+            Err(left) => ClusterError::Setup(format!("{error}\n{left}")),
+        });
+    }
     step.done();
     Ok(docker)
 }
@@ -183,7 +190,7 @@ async fn start_daemon(home: &Path, docker: &Docker) -> Result<(), ClusterError> 
     let out = File::create(&log).map_err(at(&log, "create"))?;
     let err = out.try_clone().map_err(at(&log, "open"))?;
     // A session of its own: the daemon must not end with the terminal or the job that started it.
-    std::process::Command::new("setsid")
+    let mut daemon = std::process::Command::new("setsid")
         .args(["dockerd", "--config-file"])
         .arg(&config)
         .stdin(Stdio::null())
@@ -195,15 +202,19 @@ async fn start_daemon(home: &Path, docker: &Docker) -> Result<(), ClusterError> 
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     while !answers(docker).await {
         tick.tick().await;
-        if since.elapsed() > LIMIT_START {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            let lines: Vec<&str> = said.lines().rev().take(5).collect();
-            let last = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-            let bound = LIMIT_START.as_secs();
-            return Err(ClusterError::Setup(format!(
-                "dockerd does not answer in {bound} s; its log ends:\n{last}"
-            )));
-        }
+        // The program that makes the session becomes the daemon, so that its end is the daemon's.
+        let ended = daemon.try_wait().map_err(at(Path::new("dockerd"), "wait for"))?;
+        let what = match ended {
+            Some(status) => format!("dockerd ended with {status}"),
+            None if since.elapsed() > LIMIT_START => {
+                format!("dockerd does not answer in {} s", LIMIT_START.as_secs())
+            }
+            None => continue,
+        };
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().rev().take(5).collect();
+        let last = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+        return Err(ClusterError::Setup(format!("{what}; its log ends:\n{last}")));
     }
     Ok(())
 }
