@@ -151,7 +151,8 @@ async fn stacked_mounts_are_all_undone() {
                 .success()
         );
     }
-    assert_eq!(mounts_below(driver.folder.path()), 5);
+    // Five, and more where mounts are shared, as systemd makes them: each then shows up at its peers too.
+    assert!(mounts_below(driver.folder.path()) >= 5);
     volume.unpublish("target").await.unwrap();
     assert_eq!(mounts_below(driver.folder.path()), 1);
     volume.gone().await;
