@@ -120,7 +120,8 @@ async fn build_static_driver() -> Result<PathBuf, ImageError> {
     let build = Command::new(cargo)
         .args([
             "build",
-            "--release",
+            "--profile",
+            "image",
             "--locked",
             "--package",
             "holdfast-driver",
