@@ -6,8 +6,9 @@ use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::metrics::Metrics;
 use crate::volume::errand;
+use crate::volume::files::remove;
 use crate::volume::record::State;
-use crate::volume::store::{Store, remove};
+use crate::volume::store::Store;
 
 /// Sweeps once; a volume that another process works on is left to it.
 ///

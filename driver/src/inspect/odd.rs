@@ -5,8 +5,9 @@ use crate::error::Error;
 use crate::guard::file_lock;
 use crate::id::VolumeId;
 use crate::recover;
+use crate::volume::files::remove;
 use crate::volume::image;
-use crate::volume::store::{Store, remove};
+use crate::volume::store::Store;
 
 /// What can be done about something odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

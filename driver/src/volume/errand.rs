@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{Store, remove, replace};
+use super::files::{remove, replace};
+use super::store::Store;
 use crate::error::Error;
 use crate::id::VolumeId;
 

@@ -5,6 +5,7 @@ mod commit;
 pub mod copy;
 pub mod errand;
 pub mod fence;
+pub mod files;
 pub mod image;
 pub mod index;
 pub mod nodes;

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{Store, replace, sync_folder};
+use super::files::{replace, sync_folder};
+use super::store::Store;
 use crate::config::{Segments, is_node_id};
 use crate::error::Error;
 

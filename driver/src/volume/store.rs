@@ -1,7 +1,7 @@
 //! Records on disk: temporary file, fsync, rename, fsync of the folder; never a record that is half there.
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::commit::Commit;
 use super::errand;
+use super::files;
 use super::image;
 use super::index::Index;
 use super::record::{Record, State};
@@ -56,7 +57,7 @@ impl Store {
             // Whoever made it has set the mode already.
             let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o2770));
         }
-        sync_folder(root)?;
+        files::sync_folder(root)?;
         let promises = OpenOptions::new()
             .write(true)
             .create(true)
@@ -115,7 +116,7 @@ impl Store {
             id: id.to_string(),
             reason,
         };
-        let text = match read_file(&self.record(id)) {
+        let text = match files::read(&self.record(id)) {
             Ok(Some(text)) => text,
             Ok(None) => return Err(unreadable(String::from("it is no file"))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -229,7 +230,7 @@ impl Store {
         let step = || format!("writing the record of {}", record.id);
         let text = serde_json::to_vec(record).map_err(|e| Error::storage(step())(e.into()))?;
         let temporary = self.record(&record.id).with_extension("json.tmp");
-        match failpoint::step("record-written", || write(&temporary, &text, durably)) {
+        match failpoint::step("record-written", || files::write(&temporary, &text, durably)) {
             Ok(()) => Ok(temporary),
             Err(error) => {
                 let _ = fs::remove_file(&temporary);
@@ -343,8 +344,8 @@ impl Store {
         }
         failpoint::step("set-aside", || fs::rename(self.volumes().join(name), &to))?;
         tracing::error!(file = name, to = %to.display(), "set aside in quarantine");
-        sync_folder(&aside)?;
-        sync_folder(&self.volumes())
+        files::sync_folder(&aside)?;
+        files::sync_folder(&self.volumes())
     }
 }
 
@@ -379,71 +380,4 @@ fn exclusive(promises: &File) -> Result<(), Error> {
         key: String::from("promises.lock"),
         holder: String::from("another process"),
     })
-}
-
-/// What is in the file at `path`; nothing if a folder, a link, a pipe or the like is there, for which nobody waits.
-fn read_file(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path);
-    let mut file = match opened {
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
-        opened => opened?,
-    };
-    let there = file.metadata()?;
-    if !there.is_file() {
-        return Ok(None);
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(there.len()).unwrap_or(0));
-    file.read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
-fn write(path: &Path, bytes: &[u8], durably: bool) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o660)
-        .open(path)?;
-    file.write_all(bytes)?;
-    if durably { file.sync_all() } else { Ok(()) }
-}
-
-/// Puts `bytes` in place of the file at `path`, durably, or leaves it as it was.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Added, not put in place of an extension: n.a and n.b are two nodes.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".json.tmp");
-    let put = failpoint::step("file-written", || write(Path::new(&temporary), bytes, true))
-        .and_then(|()| failpoint::step("file-named", || fs::rename(&temporary, path)));
-    if let Err(error) = put {
-        // The error that counts is the first one.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    failpoint::step("file-settled", || {
-        sync_folder(path.parent().unwrap_or(Path::new("/")))
-    })
-}
-
-/// Removes a file durably; one that is gone is no error.
-///
-/// # Errors
-/// The failed call.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match failpoint::step("file-removed", || fs::remove_file(path)) {
-        Ok(()) => sync_folder(path.parent().unwrap_or(Path::new("/"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Makes names in a folder durable.
-///
-/// # Errors
-/// The failed call.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
+use super::files::remove;
 use super::image;
-use super::store::{Store, remove};
+use super::store::Store;
 use crate::error::Error;
 use crate::id::VolumeId;
 

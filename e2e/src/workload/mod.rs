@@ -4,6 +4,7 @@ mod claim;
 mod context;
 pub mod plant;
 mod pod;
+mod reading;
 mod spec;
 mod stateful_set;
 
