@@ -62,6 +62,11 @@ pub fn folder_of(handle: &str) -> String {
         .collect()
 }
 
+/// The folder of a scenario in the run's folder; `#` before the number of a repetition would have to be quoted.
+pub fn scenario_folder(name: &str) -> String {
+    name.replace('#', "-")
+}
+
 /// 20261124-122100: a moment in UTC as part of a name, which sorts by time.
 fn stamp(at: SystemTime) -> String {
     let seconds = at

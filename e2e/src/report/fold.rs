@@ -58,6 +58,8 @@ pub fn fold(events: &[Event]) -> Summary {
     let mut waited: BTreeMap<String, u64> = BTreeMap::new();
     for event in events {
         let scenario = event.scenario.clone().unwrap_or_default();
+        // Of a run that was interrupted nothing tells its end.
+        summary.took_ms = summary.took_ms.max(event.at_ms);
         match &event.what {
             What::RunStarted {
                 run,

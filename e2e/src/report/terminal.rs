@@ -1,6 +1,7 @@
 //! Lines for a person: verb, name, facts; their meaning is whole without colour and without a terminal.
 use super::fold::{Row, Summary};
 use crate::history::{Event, Outcome, What};
+use crate::id::scenario_folder;
 
 fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
@@ -56,7 +57,7 @@ pub fn failure(row: &Row, folder: &str) -> String {
         block.push_str(line);
         block.push('\n');
     }
-    block.push_str(&format!("  folder    {folder}/{}\n", row.name));
+    block.push_str(&format!("  folder    {folder}/{}\n", scenario_folder(&row.name)));
     block.push_str(&format!(
         "  replay    holdfast replay {folder} --scenario {}\n",
         row.name
@@ -113,5 +114,19 @@ mod tests {
             "LEAK  detach-controller-killed\n  expected  nothing left\n  seen      a mount\n  folder    runs/1/detach-controller-killed\n  \
              replay    holdfast replay runs/1 --scenario detach-controller-killed\n"
         );
+    }
+
+    #[test]
+    fn a_repetition_is_found_where_its_folder_is() {
+        let row = Row {
+            name: String::from("retain#3"),
+            outcome: Outcome::Failed,
+            message: String::new(),
+            took_ms: 1,
+            waited_ms: 0,
+        };
+        let shown = failure(&row, "runs/1");
+        assert!(shown.contains("  folder    runs/1/retain-3\n"), "{shown}");
+        assert!(shown.ends_with(" --scenario retain#3\n"), "{shown}");
     }
 }

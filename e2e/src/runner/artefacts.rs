@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 
 use super::execute::{Run, Runner};
 use crate::cluster::wait;
+use crate::id::scenario_folder;
 use crate::ledger::Diff;
 
 /// Lines of a container's log that are kept.
@@ -15,7 +16,7 @@ const TAIL: i64 = 2000;
 
 /// Writes them; the difference and the facts always, the logs where they can be read.
 pub(super) async fn write(runner: &Runner, run: &Run, diff: &Diff) -> std::io::Result<()> {
-    let folder = runner.folder.join(run.context.scenario.replace('#', "-"));
+    let folder = runner.folder.join(scenario_folder(&run.context.scenario));
     fs::create_dir_all(folder.join("logs"))?;
     fs::write(folder.join("ledger-diff.txt"), diff.lines().join("\n") + "\n")?;
     fs::write(
