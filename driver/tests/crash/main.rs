@@ -71,7 +71,7 @@ async fn dies(world: &mut World, call: Call, plan: &str) {
 /// Kills the process at a point of `call`, then lets `ending` happen.
 async fn killed(kind: Kind, call: Call, plan: &str, ending: &str) {
     let mut world = World::new(kind).await;
-    let clean = world.ledger();
+    let clean = world.settled();
     let at = place(call);
     world.calls(&LIFE[..at]).await;
     dies(&mut world, call, plan).await;
@@ -103,7 +103,7 @@ async fn killed(kind: Kind, call: Call, plan: &str, ending: &str) {
 /// Lets the step fail with each errno, then repeats the call.
 async fn failed(kind: Kind, call: Call, point: &str) {
     let mut world = World::new(kind).await;
-    let clean = world.ledger();
+    let clean = world.settled();
     let at = place(call);
     world.calls(&LIFE[..at]).await;
     for errno in ERRNOS {
@@ -112,7 +112,7 @@ async fn failed(kind: Kind, call: Call, point: &str) {
             assert!(!status.message().is_empty());
             let open = [Code::Aborted, Code::Unavailable, Code::DeadlineExceeded];
             if !open.contains(&status.code()) && call == "CreateVolume" {
-                assert_eq!(world.ledger(), clean, "final, without a rollback: {status:?}");
+                assert_eq!(world.settled(), clean, "final, without a rollback: {status:?}");
             }
         }
     }
@@ -152,7 +152,7 @@ const DETACH: Call = "ControllerUnpublishVolume";
 /// A volume whose node has died with it.
 async fn lost() -> (World, BTreeSet<String>) {
     let mut world = World::new(Kind::Lost).await;
-    let clean = world.ledger();
+    let clean = world.settled();
     world.calls(&LIFE[..1]).await;
     world.others_come("n2");
     world.controller = world.driver.socket.clone();

@@ -449,7 +449,7 @@ impl World {
     }
 
     /// Everything that exists, by name.
-    pub fn ledger(&self) -> BTreeSet<String> {
+    fn ledger(&self) -> BTreeSet<String> {
         let mut found: BTreeSet<String> = loops_below(self.driver.folder.path()).into_iter().collect();
         for folder in ["volumes", "locks", "quarantine", "requests"] {
             let entries = std::fs::read_dir(self.driver.path(&format!("data/{folder}"))).unwrap();
@@ -462,6 +462,24 @@ impl World {
         found.remove("locks/promises.lock");
         found.insert(format!("{} mounts", mounts_below(self.driver.folder.path())));
         found
+    }
+
+    /// Everything that exists once no call is about to end: it answers before it lets go of its locks.
+    pub fn settled(&self) -> BTreeSet<String> {
+        let since = Instant::now();
+        loop {
+            let found = self.ledger();
+            let locks: Vec<&String> = found.iter().filter(|name| name.starts_with("locks/")).collect();
+            if locks.is_empty() {
+                return found;
+            }
+            assert!(
+                since.elapsed() < LIMIT,
+                "locks that stay: {locks:?}\n{}",
+                self.log()
+            );
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     /// The bystander is as it was, and nothing else is there.
