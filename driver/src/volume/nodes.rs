@@ -5,6 +5,7 @@
 //! otherwise stays: its volumes are attached, detached and moved as before, and its place counts again when it comes back.
 use std::fs::{self, File};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -37,16 +38,19 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn add_node(&self, id: &str, node: &Node) -> io::Result<()> {
-        let path = self.root().join("nodes").join(id);
+        let path = self.node_file(id);
         let text = serde_json::to_vec(node)?;
         match fs::read(&path) {
             Ok(known) if known == text => {
-                let file = File::options().write(true).open(&path)?;
-                file.set_modified(SystemTime::now())?;
+                touch(&path)?;
                 sync_folder(&self.root().join("nodes"))
             }
             _ => replace(&path, &text),
         }
+    }
+
+    fn node_file(&self, id: &str) -> PathBuf {
+        self.root().join("nodes").join(id)
     }
 
     /// Says that the node's plugin still runs; a crash may forget it, so it is not made durable.
@@ -54,14 +58,10 @@ impl Store {
     /// # Errors
     /// The failed call.
     pub fn node_runs(&self, id: &str, node: &Node) -> io::Result<()> {
-        match File::options()
-            .write(true)
-            .open(self.root().join("nodes").join(id))
-        {
-            Ok(file) => file.set_modified(SystemTime::now()),
+        match touch(&self.node_file(id)) {
             // Somebody has made the driver forget a node that was gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.add_node(id, node),
-            Err(error) => Err(error),
+            said => said,
         }
     }
 
@@ -73,7 +73,7 @@ impl Store {
         if !is_node_id(id) {
             return Ok(None);
         }
-        match fs::read_to_string(self.root().join("nodes").join(id)) {
+        match fs::read_to_string(self.node_file(id)) {
             Ok(text) => Ok(Some(parse(&text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::storage("reading what is known of the node")(error)),
@@ -106,6 +106,14 @@ impl Store {
         places.dedup();
         Ok(places)
     }
+}
+
+/// The time of a node's file is when its plugin was last heard.
+fn touch(path: &Path) -> io::Result<()> {
+    File::options()
+        .write(true)
+        .open(path)?
+        .set_modified(SystemTime::now())
 }
 
 /// Before there were segments, the file held only the limit.

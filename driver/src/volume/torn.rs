@@ -8,16 +8,16 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
-use super::files::remove;
+use super::files;
 use super::image;
 use super::store::Store;
 use crate::error::Error;
 use crate::id::VolumeId;
 
-/// Whether the file is there, and not even JSON.
+/// Whether the file is there, and not even JSON; what is no file was not torn.
 fn is_torn(path: &Path) -> io::Result<bool> {
-    match fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice::<IgnoredAny>(&text).is_err()),
+    match files::read(path) {
+        Ok(text) => Ok(text.is_some_and(|text| serde_json::from_slice::<IgnoredAny>(&text).is_err())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -56,8 +56,24 @@ pub fn forget(store: &Store, id: &VolumeId) -> Result<(), Error> {
         let entry = entry.map_err(failed())?;
         let is_of_it = entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix));
         if is_of_it && is_torn(&entry.path()).map_err(failed())? {
-            remove(&entry.path()).map_err(failed())?;
+            files::remove(&entry.path()).map_err(failed())?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_was_not_torn_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, inner) = (folder.path().join("pipe"), folder.path().join("folder"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(&inner).unwrap();
+        for path in [&pipe, &inner] {
+            assert!(!is_torn(path).unwrap(), "{}", path.display());
+        }
+    }
 }
