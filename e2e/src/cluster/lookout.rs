@@ -6,15 +6,14 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{AttachParams, DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 
 use super::kubelet::KUBELET;
 use super::wait::{self, Look};
-use super::{ClusterError, condition};
+use super::{ClusterError, condition, saying};
 use crate::clock::Limit;
 use crate::ledger::{Facts, Loop};
 
@@ -84,26 +83,15 @@ impl Lookout {
     async fn look(&self, pod: &str, node: &str) -> Result<(String, Sight), ClusterError> {
         let pods: Api<Pod> = wait::api(&self.client, NAMESPACE);
         let unread = |why: String| ClusterError::Setup(format!("node {node} cannot be looked at: {why}"));
-        let parameters = AttachParams::default().stdout(true).stderr(true);
         let words = ["/holdfast", "io", "look"];
-        let mut process = pods
-            .exec(pod, words, &parameters)
+        let saying = saying::of(&pods, pod, NAME, &words, LIMIT_READ)
             .await
             .map_err(|error| unread(error.to_string()))?;
-        let (mut said, mut complaints) = (String::new(), String::new());
-        let reading = async {
-            if let Some(mut stdout) = process.stdout() {
-                // A stream that breaks shows as a sight that cannot be read.
-                let _ = stdout.read_to_string(&mut said).await;
-            }
-            if let Some(mut stderr) = process.stderr() {
-                let _ = stderr.read_to_string(&mut complaints).await;
-            }
-        };
-        if tokio::time::timeout(LIMIT_READ, reading).await.is_err() {
+        if !saying.in_time {
             return Err(unread(format!("no answer in {LIMIT_READ:?}")));
         }
-        let sight = serde_json::from_str(&said).map_err(|error| unread(format!("{error}; {complaints}")))?;
+        let sight = serde_json::from_str(&saying.said)
+            .map_err(|error| unread(format!("{error}; {}", saying.complaints)))?;
         Ok((node.to_owned(), sight))
     }
 

@@ -28,6 +28,7 @@ pub mod observe;
 pub mod packages;
 pub mod process;
 pub mod run_lock;
+pub mod saying;
 pub mod shared;
 pub mod site;
 pub mod tear_down;

@@ -3,7 +3,7 @@ use super::{acknowledged_data, bounded_time, lifecycle, no_leak, one_node, singl
 use crate::history::{Event, Outcome};
 use crate::ledger::Diff;
 
-/// API and kernel are seen by different watches: what both show within this time has no order.
+/// What two objects of one kind, or two mounts, show within this time has no order: each is read on its own.
 pub(super) const SAME_MS: u64 = 300;
 
 /// The names of all invariants, as scenarios except them.

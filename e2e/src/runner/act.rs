@@ -102,11 +102,31 @@ pub(super) async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) 
 async fn read_elsewhere(run: &Run, claim: &Claim, acknowledged: u64) -> Result<(), ActError> {
     let context = &run.context;
     let placement = Placement::On(run.worker(1));
-    let mut reader = create_pod(context, &format!("{}-reader", claim.name), claim, 0, &placement).await?;
-    run.owns(&reader.uid);
-    reader.running(context).await?;
+    let reader = running_pod(run, &format!("{}-reader", claim.name), claim, 0, &placement).await?;
     reader.verify(context, acknowledged).await?;
     remove_pod(run, &reader, claim).await
+}
+
+/// A new claim with its volume.
+pub(super) async fn bound_claim(run: &Run, name: &str, spec: &VolumeSpec) -> Result<Claim, ActError> {
+    let mut claim = create_claim(&run.context, name, spec).await?;
+    run.owns(&claim.uid);
+    bound(run, &mut claim).await?;
+    Ok(claim)
+}
+
+/// A new pod that uses the claim, and runs.
+pub(super) async fn running_pod(
+    run: &Run,
+    name: &str,
+    claim: &Claim,
+    blocks: u64,
+    placement: &Placement,
+) -> Result<Consumer, ActError> {
+    let mut pod = create_pod(&run.context, name, claim, blocks, placement).await?;
+    run.owns(&pod.uid);
+    pod.running(&run.context).await?;
+    Ok(pod)
 }
 
 pub(super) async fn bound(run: &Run, claim: &mut Claim) -> Result<PersistentVolume, ActError> {
@@ -120,12 +140,8 @@ pub(super) async fn bound(run: &Run, claim: &mut Claim) -> Result<PersistentVolu
 async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<(), ActError> {
     let context = &run.context;
     let node = Placement::On(run.worker(0));
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
-    let mut pod = create_pod(context, "first", &claim, BLOCKS, &node).await?;
-    run.owns(&pod.uid);
-    pod.running(context).await?;
+    let claim = bound_claim(run, "data", spec).await?;
+    let mut pod = running_pod(run, "first", &claim, BLOCKS, &node).await?;
     let written = pod.acknowledged(context, BLOCKS).await?;
     if online {
         claim.request(context, to).await?;
@@ -135,9 +151,7 @@ async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<
     } else {
         remove_pod(run, &pod, &claim).await?;
         claim.request(context, to).await?;
-        pod = create_pod(context, "second", &claim, BLOCKS, &node).await?;
-        run.owns(&pod.uid);
-        pod.running(context).await?;
+        pod = running_pod(run, "second", &claim, BLOCKS, &node).await?;
         claim.has(context, to).await?;
         let written = pod.acknowledged(context, written + BLOCKS).await?;
         pod.verify(context, written).await?;
@@ -164,9 +178,7 @@ pub(super) async fn remove_claim(run: &Run, claim: &Claim) -> Result<(), ActErro
 /// With Retain the PV outlives its claim, Released; with Delete written into it, it goes with its volume.
 async fn retain(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
+    let claim = bound_claim(run, "data", spec).await?;
     claim.delete(context).await?;
     claim.gone(context).await?;
     released(run, &claim).await?;
@@ -195,9 +207,7 @@ async fn by_hand(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let mut first = create_claim(context, "made", spec).await?;
     run.owns(&first.uid);
     let pv = bound(run, &mut first).await?;
-    let mut pod = create_pod(context, "first", &first, BLOCKS, &node).await?;
-    run.owns(&pod.uid);
-    pod.running(context).await?;
+    let pod = running_pod(run, "first", &first, BLOCKS, &node).await?;
     let written = pod.acknowledged(context, BLOCKS).await?;
     remove_pod(run, &pod, &first).await?;
     first.set_reclaim_policy(context, "Retain").await?;
@@ -215,9 +225,7 @@ async fn by_hand(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let mut second = pre_provisioned(context, "by-hand", &pv, spec).await?;
     run.owns(&second.uid);
     bound(run, &mut second).await?;
-    let mut pod = create_pod(context, "second", &second, BLOCKS, &node).await?;
-    run.owns(&pod.uid);
-    pod.running(context).await?;
+    let pod = running_pod(run, "second", &second, BLOCKS, &node).await?;
     let written = pod.acknowledged(context, written + BLOCKS).await?;
     pod.verify(context, written).await?;
     remove_pod(run, &pod, &second).await?;
@@ -264,9 +272,7 @@ async fn delete_while_provisioning(run: &Run, spec: &VolumeSpec) -> Result<(), A
 /// The pod is deleted while ControllerPublishVolume stands still: nothing may stay attached.
 async fn delete_while_attaching(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
+    let claim = bound_claim(run, "data", spec).await?;
     let held = fault::hold(&run.site, Hold::Controller, "").await?;
     let pod = create_pod(context, "pod", &claim, BLOCKS, &Placement::On(run.worker(0))).await?;
     run.owns(&pod.uid);

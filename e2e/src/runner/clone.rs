@@ -1,17 +1,13 @@
 //! A volume made from another one: its data, its own life, and the room that was asked for.
-use super::act::{BLOCKS, bound, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
-use crate::workload::{Placement, VolumeSpec, clone_claim, create_claim, create_pod};
+use crate::workload::{Placement, VolumeSpec, clone_claim};
 
 pub(super) async fn clone(run: &Run, spec: &VolumeSpec, to: Option<&str>) -> Result<(), ActError> {
     let context = &run.context;
     let node = Placement::On(run.worker(0));
-    let mut source = create_claim(context, "source", spec).await?;
-    run.owns(&source.uid);
-    bound(run, &mut source).await?;
-    let mut writer = create_pod(context, "writer", &source, BLOCKS, &node).await?;
-    run.owns(&writer.uid);
-    writer.running(context).await?;
+    let source = bound_claim(run, "source", spec).await?;
+    let writer = running_pod(run, "writer", &source, BLOCKS, &node).await?;
     let written = writer.acknowledged(context, BLOCKS).await?;
     remove_pod(run, &writer, &source).await?;
 
@@ -24,18 +20,14 @@ pub(super) async fn clone(run: &Run, spec: &VolumeSpec, to: Option<&str>) -> Res
     bound(run, &mut copy).await?;
     // On the other node: what only the source's node had in its cache would be missing.
     let other = Placement::On(run.worker(1));
-    let mut reader = create_pod(context, "reader", &copy, BLOCKS, &other).await?;
-    run.owns(&reader.uid);
-    reader.running(context).await?;
+    let reader = running_pod(run, "reader", &copy, BLOCKS, &other).await?;
     let more = reader.acknowledged(context, written + BLOCKS).await?;
     reader.verify(context, more).await?;
     reader.has_room(context, &wanted.size).await?;
     remove_pod(run, &reader, &copy).await?;
 
     // The source has its own blocks and none of the copy's.
-    let mut again = create_pod(context, "again", &source, 0, &node).await?;
-    run.owns(&again.uid);
-    again.running(context).await?;
+    let again = running_pod(run, "again", &source, 0, &node).await?;
     again.verify_exactly(context, written).await?;
     remove_pod(run, &again, &source).await?;
     remove_claim(run, &source).await?;

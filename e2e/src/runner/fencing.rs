@@ -1,5 +1,5 @@
 //! A node is given up while its pod writes, the volume moves, the node comes back: it must not write any more.
-use super::act::{BLOCKS, bound, fault_seen, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound_claim, fault_seen, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
 use crate::cluster::node::Loss;
@@ -7,7 +7,7 @@ use crate::cluster::wait::{self, Look};
 use crate::fault;
 use crate::id::folder_of;
 use crate::ledger::csi_mounts;
-use crate::workload::{Claim, Consumer, Placement, VolumeSpec, create_claim, create_pod};
+use crate::workload::{Claim, Consumer, Placement, VolumeSpec};
 
 /// More than any scenario lasts: the first pod writes until somebody stops it.
 const WITHOUT_END: u64 = 1_000_000;
@@ -15,21 +15,15 @@ const WITHOUT_END: u64 = 1_000_000;
 pub(super) async fn fence(run: &Run, spec: &VolumeSpec, loss: Loss) -> Result<(), ActError> {
     let context = &run.context;
     let (old, new) = (run.worker(0), run.worker(1));
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
-    let mut first = create_pod(context, "first", &claim, WITHOUT_END, &Placement::On(old.clone())).await?;
-    run.owns(&first.uid);
-    first.running(context).await?;
+    let claim = bound_claim(run, "data", spec).await?;
+    let first = running_pod(run, "first", &claim, WITHOUT_END, &Placement::On(old.clone())).await?;
     let acknowledged = first.acknowledged(context, BLOCKS).await?;
 
     let name = format!("{loss:?} node").to_lowercase();
     let seen = fault::lose(&run.site, &old, loss).await?;
     fault_seen(run, &name, "took effect", &seen);
     first.gone(context).await?;
-    let mut second = create_pod(context, "second", &claim, BLOCKS, &Placement::On(new)).await?;
-    run.owns(&second.uid);
-    second.running(context).await?;
+    let second = running_pod(run, "second", &claim, BLOCKS, &Placement::On(new)).await?;
     second
         .attached(context, claim.pv.as_deref().unwrap_or_default())
         .await?;
@@ -41,9 +35,7 @@ pub(super) async fn fence(run: &Run, spec: &VolumeSpec, loss: Loss) -> Result<()
     second.verify(context, taken_over).await?;
     remove_pod(run, &second, &claim).await?;
     // The second had its own cache: what the first wrote below it shows to whoever comes after both.
-    let mut third = create_pod(context, "third", &claim, 0, &Placement::On(old)).await?;
-    run.owns(&third.uid);
-    third.running(context).await?;
+    let third = running_pod(run, "third", &claim, 0, &Placement::On(old)).await?;
     third.verify(context, taken_over).await?;
     remove_pod(run, &third, &claim).await?;
     remove_claim(run, &claim).await

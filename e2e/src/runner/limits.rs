@@ -5,7 +5,7 @@ use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
-use super::act::{bound, remove_claim, remove_pod};
+use super::act::{bound, bound_claim, remove_claim, remove_pod};
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
 use crate::cluster::wait::{self, Look};
@@ -45,9 +45,7 @@ async fn begin(
     name: String,
     node: &str,
 ) -> Result<(Claim, Consumer), ActError> {
-    let mut claim = create_claim(&run.context, &name, spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
+    let claim = bound_claim(run, &name, spec).await?;
     let placement = Placement::On(node.to_owned());
     let pod = create_pod(&run.context, &format!("{name}-pod"), &claim, 1, &placement).await?;
     run.owns(&pod.uid);
@@ -82,9 +80,7 @@ async fn limit_of(run: &Run, node: &str) -> Result<u32, ActError> {
 /// A claim for more than is left stays unbound, with the driver's reason in its events, until another one was deleted.
 pub(super) async fn capacity(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
-    let mut first = create_claim(context, "first", spec).await?;
-    run.owns(&first.uid);
-    bound(run, &mut first).await?;
+    let first = bound_claim(run, "first", spec).await?;
     let mut second = create_claim(context, "second", spec).await?;
     run.owns(&second.uid);
     let events: Api<KubeEvent> = wait::api(&context.client, &context.namespace);

@@ -4,10 +4,10 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
-use super::act::{BLOCKS, bound, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use super::read_only::mounted;
-use crate::workload::{Placement, VolumeSpec, WorkloadError, create_claim, create_pod};
+use crate::workload::{Placement, VolumeSpec, WorkloadError};
 
 pub(super) async fn modify(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
@@ -34,14 +34,10 @@ pub(super) async fn modify(run: &Run, spec: &VolumeSpec) -> Result<(), ActError>
 async fn with_class(run: &Run, spec: &VolumeSpec, class: &str) -> Result<(), ActError> {
     let context = &run.context;
     let node = run.worker(0);
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
+    let claim = bound_claim(run, "data", spec).await?;
     claim.set_attributes_class(context, class).await?;
     claim.has_attributes_class(context, class).await?;
-    let mut pod = create_pod(context, "pod", &claim, BLOCKS, &Placement::On(node.clone())).await?;
-    run.owns(&pod.uid);
-    pod.running(context).await?;
+    let pod = running_pod(run, "pod", &claim, BLOCKS, &Placement::On(node.clone())).await?;
     let written = pod.acknowledged(context, BLOCKS).await?;
     pod.verify(context, written).await?;
     let pv = claim.pv.clone().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! A volume that can be used on one node only: its PV says so, and the scheduler heeds it.
 use k8s_openapi::api::core::v1::PersistentVolume;
 
-use super::act::{BLOCKS, bound, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::cluster::chart::NODE_SEGMENT;
 use crate::workload::{Placement, VolumeSpec, WorkloadError, create_claim, create_pod};
@@ -33,9 +33,7 @@ pub(super) async fn pinned(run: &Run, spec: &VolumeSpec) -> Result<(), ActError>
         .await?;
     stray.delete(context).await?;
     stray.gone(context).await?;
-    let mut second = create_pod(context, "second", &claim, 0, &Placement::Anywhere).await?;
-    run.owns(&second.uid);
-    second.running(context).await?;
+    let second = running_pod(run, "second", &claim, 0, &Placement::Anywhere).await?;
     if second.node != here {
         return Err(ActError::Workload(WorkloadError::Unmet {
             expected: format!("pod second on {here}, where its volume is"),

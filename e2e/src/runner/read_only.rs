@@ -1,19 +1,15 @@
 //! A pod that may only read: what it has says so in the kernel, whatever kubelet forbids beside.
-use super::act::{BLOCKS, bound, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::cluster::facts;
-use crate::workload::{Mode, Placement, VolumeSpec, WorkloadError, create_claim, create_pod, create_reader};
+use crate::workload::{Mode, Placement, VolumeSpec, WorkloadError, create_reader};
 
 pub(super) async fn read_only(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
     let node = run.worker(0);
     let here = Placement::On(node.clone());
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
-    let mut writer = create_pod(context, "writer", &claim, BLOCKS, &here).await?;
-    run.owns(&writer.uid);
-    writer.running(context).await?;
+    let claim = bound_claim(run, "data", spec).await?;
+    let writer = running_pod(run, "writer", &claim, BLOCKS, &here).await?;
     let written = writer.acknowledged(context, BLOCKS).await?;
     remove_pod(run, &writer, &claim).await?;
 
@@ -32,9 +28,7 @@ pub(super) async fn read_only(run: &Run, spec: &VolumeSpec) -> Result<(), ActErr
     remove_pod(run, &reader, &claim).await?;
 
     // Nothing of it sticks, to the volume or to the number of its device.
-    let mut again = create_pod(context, "again", &claim, BLOCKS, &here).await?;
-    run.owns(&again.uid);
-    again.running(context).await?;
+    let again = running_pod(run, "again", &claim, BLOCKS, &here).await?;
     let written = again.acknowledged(context, written + BLOCKS).await?;
     again.verify(context, written).await?;
     remove_pod(run, &again, &claim).await?;

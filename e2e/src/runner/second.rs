@@ -4,21 +4,17 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
-use super::act::{BLOCKS, bound, remove_claim, remove_pod};
+use super::act::{BLOCKS, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
 use crate::cluster::wait::{self, Look};
-use crate::workload::{Placement, VolumeSpec, create_claim, create_pod};
+use crate::workload::{Placement, VolumeSpec};
 
 pub(super) async fn second_attachment(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
     let (here, there) = (run.worker(0), run.worker(1));
-    let mut claim = create_claim(context, "data", spec).await?;
-    run.owns(&claim.uid);
-    bound(run, &mut claim).await?;
-    let mut pod = create_pod(context, "pod", &claim, 2 * BLOCKS, &Placement::On(here)).await?;
-    run.owns(&pod.uid);
-    pod.running(context).await?;
+    let claim = bound_claim(run, "data", spec).await?;
+    let pod = running_pod(run, "pod", &claim, 2 * BLOCKS, &Placement::On(here)).await?;
 
     // The controller of attachments never asks for two; whoever restores its state, or another one beside it, does.
     let attachments: Api<VolumeAttachment> = Api::all(context.client.clone());

@@ -1,8 +1,7 @@
 //! What a pod says of its volume: the blocks it acknowledged, those it reads back, and the room it has.
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{AttachParams, LogParams};
-use tokio::io::AsyncReadExt;
+use kube::api::LogParams;
 
 use super::blocks::{self, Report};
 use super::context::{Context, WorkloadError};
@@ -10,6 +9,7 @@ use super::pod::{Consumer, path};
 use super::spec::Mode;
 use crate::clock::Limit;
 use crate::cluster::condition;
+use crate::cluster::saying::{self, Saying};
 use crate::cluster::wait::{self, Look};
 use crate::history::What;
 
@@ -122,23 +122,13 @@ impl Consumer {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         let path = path(self.volume.mode);
         let words = ["/holdfast", "io", "verify", "--path", &path];
-        let parameters = AttachParams::default().stdout(true).stderr(true).container("io");
-        let mut process = pods
-            .exec(&self.name, words, &parameters)
+        let Saying {
+            said,
+            complaints,
+            in_time,
+        } = saying::of(&pods, &self.name, "io", &words, Limit::POD)
             .await
             .map_err(context.api("exec in a pod"))?;
-        let mut said = String::new();
-        let mut complaints = String::new();
-        let reading = async {
-            if let Some(mut stdout) = process.stdout() {
-                // A stream that breaks shows as a report that cannot be read.
-                let _ = stdout.read_to_string(&mut said).await;
-            }
-            if let Some(mut stderr) = process.stderr() {
-                let _ = stderr.read_to_string(&mut complaints).await;
-            }
-        };
-        let in_time = tokio::time::timeout(Limit::POD, reading).await.is_ok();
         let report: Report = serde_json::from_str(said.trim()).map_err(|_| WorkloadError::Unmet {
             expected: format!("pod {} to report the blocks it reads", self.name),
             seen: if in_time {
