@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holdfast_e2e::cluster::driver::Driver;
 use holdfast_e2e::cluster::facts::data_folder;
-use holdfast_e2e::cluster::kubelet::LIST_KUBELET;
+use holdfast_e2e::cluster::kubelet;
 use holdfast_e2e::cluster::objects::Listed;
 use holdfast_e2e::id::folder_of;
 use holdfast_e2e::ledger::{Diff, Facts, Kind, Ledger, Memory, diff};
@@ -120,16 +120,10 @@ impl World {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let ours: Vec<_> = mountinfo.lines().filter(|line| line.contains(&root)).collect();
         facts.mountinfo.push((String::from("w1"), ours.join("\n")));
-        let listed = Command::new("sh")
-            .args(["-c", LIST_KUBELET, "list"])
-            .arg(self.kubelet(""))
-            .output()
-            .unwrap();
-        assert!(listed.status.success(), "{listed:?}");
-        let text = String::from_utf8(listed.stdout)
-            .unwrap()
-            .replace("kubelet//", "kubelet/");
-        facts.kubelet.push((String::from("w1"), text));
+        let listed = kubelet::list(Path::new("/"), &self.kubelet("")).unwrap();
+        facts
+            .kubelet
+            .push((String::from("w1"), listed.replace("kubelet//", "kubelet/")));
         let listed = self.objects.listed();
         facts.objects = listed.objects();
         facts.pods = listed.live_pods();

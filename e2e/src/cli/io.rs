@@ -45,7 +45,8 @@ fn look() -> anyhow::Result<Sight> {
     Ok(Sight {
         kernel: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
         mountinfo: read("/proc/1/mountinfo")?,
-        kubelet: kubelet::list(Path::new(KUBELET)).with_context(|| format!("{KUBELET} cannot be read"))?,
+        kubelet: kubelet::list(Path::new("/"), Path::new(KUBELET))
+            .with_context(|| format!("{KUBELET} cannot be read"))?,
         loops: facts::sysfs()?.into_iter().filter_map(used).collect(),
     })
 }

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use futures::future::{try_join, try_join_all};
+use futures::future::try_join;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::kind::{Cluster, DATA_DIR};
-use super::kubelet::{KUBELET, LIST_KUBELET};
+use super::kubelet::{self, KUBELET};
+use super::node;
 use super::objects::Listed;
 use super::shared::Shared;
 use super::site::Site;
@@ -120,11 +121,14 @@ impl Gatherer {
 
 /// What host and nodes of a cluster of ours show.
 async fn of_cluster(cluster: &Cluster) -> Result<Facts, ClusterError> {
-    let nodes = try_join_all(cluster.nodes.iter().map(|name| of_node(cluster, name)));
-    let (mut facts, nodes) = try_join(of_host(cluster), nodes).await?;
-    for (name, mountinfo, kubelet) in nodes {
-        facts.mountinfo.push((name.clone(), mountinfo));
-        facts.kubelet.push((name, kubelet));
+    let (mut facts, pids) = try_join(of_host(cluster), node::pids(&cluster.docker, &cluster.nodes)).await?;
+    for (name, pid) in cluster.nodes.iter().zip(pids) {
+        let pid = pid.ok_or_else(|| ClusterError::Setup(format!("node {name} is off")))?;
+        facts.mountinfo.push((name.clone(), node::mountinfo(pid)?));
+        let root = format!("/proc/{pid}/root");
+        let root = Path::new(&root);
+        let listed = kubelet::list(root, Path::new(KUBELET)).map_err(at(root, "list kubelet's folder in"))?;
+        facts.kubelet.push((name.clone(), listed));
     }
     Ok(facts)
 }
@@ -133,15 +137,6 @@ async fn of_host(cluster: &Cluster) -> Result<Facts, ClusterError> {
     let slash = |path: &Path| format!("{}/", path.display());
     let roots = vec![slash(&cluster.data_dir), slash(Path::new(DATA_DIR))];
     data_folder(&cluster.data_dir, roots).await
-}
-
-async fn of_node(cluster: &Cluster, name: &str) -> Result<(String, String, String), ClusterError> {
-    let node = cluster.node(name);
-    let mountinfo = node.read("/proc/1/mountinfo");
-    let words = ["sh", "-c", LIST_KUBELET, "list", KUBELET];
-    let kubelet = node.exec(&words);
-    let (mountinfo, kubelet) = try_join(mountinfo, kubelet).await?;
-    Ok((name.to_owned(), mountinfo, kubelet.stdout))
 }
 
 /// What this host has of the data folder `root`: its files, and the kernel's loop devices. `roots` are the folder's places

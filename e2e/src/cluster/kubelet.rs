@@ -1,26 +1,9 @@
-//! What kubelet's own folder shows, in one form whoever looks: a shell in a node of ours, which has no program of ours, or this
-//! program in a pod, whose image has no shell.
+//! What kubelet's own folder shows: of a node of ours from this host, of another one from a pod on it.
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where kubelet keeps its pods and plugins.
 pub const KUBELET: &str = "/var/lib/kubelet";
-
-/// Lists what CSI volumes and pods may leave in kubelet's folder, its first argument: paths, and for each pod's folder a
-/// line `pod FOLDER HOSTNAME`. What goes away while it is listed is no error.
-pub const LIST_KUBELET: &str = r#"cd "$1" || exit 1
-find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumes/kubernetes.io~csi/*' 2>/dev/null
-find "$1/pods" -mindepth 4 -maxdepth 4 -path '*/volumeDevices/kubernetes.io~csi/*' 2>/dev/null
-find "$1/plugins/kubernetes.io/csi" -mindepth 2 -maxdepth 3 2>/dev/null |
-  grep -v -e '/volumeDevices/staging$' -e '/volumeDevices/publish$'
-for pod in "$1"/pods/*/; do
-  [ -d "$pod" ] || continue
-  name=
-  while read -r address host rest; do name=$host; done 2>/dev/null <"$pod/etc-hosts"
-  pod=${pod%/}
-  echo "pod ${pod##*/} $name"
-done 2>/dev/null
-true"#;
 
 /// Volumes of CSI in a pod's folder.
 const OF_POD: [&str; 2] = ["volumes/kubernetes.io~csi", "volumeDevices/kubernetes.io~csi"];
@@ -29,37 +12,40 @@ const STAGING: &str = "plugins/kubernetes.io/csi";
 /// Folders that are there for all devices and belong to none.
 const SHARED: [&str; 2] = ["volumeDevices/staging", "volumeDevices/publish"];
 
-/// The same lines as [`LIST_KUBELET`] has for `root`, in an order of their own.
+/// Lists what CSI volumes and pods may leave in kubelet's folder `kubelet` of the system whose root is at `root`: paths as that
+/// system has them, and for each pod's folder a line `pod FOLDER HOSTNAME`. Kubelet has no absolute links where this looks: one
+/// would be followed in our system, not in that one.
 ///
 /// # Errors
-/// If `root` cannot be read; what goes away below it while it is listed is no error.
-pub fn list(root: &Path) -> io::Result<String> {
-    std::fs::read_dir(root)?;
+/// If the folder cannot be read; what goes away below it while it is listed is no error.
+pub fn list(root: &Path, kubelet: &Path) -> io::Result<String> {
+    let folder = root.join(kubelet.strip_prefix("/").unwrap_or(kubelet));
+    std::fs::read_dir(&folder)?;
+    let shown = |path: &PathBuf| {
+        let inner = path.strip_prefix(root).unwrap_or(path);
+        Path::new("/").join(inner).display().to_string()
+    };
     let mut lines = Vec::new();
-    for pod in inside(&root.join("pods"))? {
+    for pod in inside(&folder.join("pods"))? {
         for place in OF_POD {
-            lines.extend(inside(&pod.join(place))?.iter().map(|path| shown(path)));
+            lines.extend(inside(&pod.join(place))?.iter().map(shown));
         }
         if pod.is_dir() {
-            let folder = pod.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            lines.push(format!("pod {folder} {}", hostname(&pod)?));
+            let name = pod.file_name().unwrap_or_default().to_string_lossy();
+            lines.push(format!("pod {name} {}", hostname(&pod)?));
         }
     }
-    let staging = root.join(STAGING);
+    let staging = folder.join(STAGING);
     let shared = SHARED.map(|path| staging.join(path));
     for plugin in inside(&staging)? {
         for volume in inside(&plugin)? {
-            lines.extend(inside(&volume)?.iter().map(|path| shown(path)));
+            lines.extend(inside(&volume)?.iter().map(shown));
             if !shared.contains(&volume) {
                 lines.push(shown(&volume));
             }
         }
     }
     Ok(lines.into_iter().map(|line| line + "\n").collect())
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// What is in a folder; one that is gone, or is none, has nothing.
@@ -100,9 +86,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_and_the_shell_see_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
+    fn what_volumes_and_pods_leave_is_listed_as_the_node_has_it() {
+        let system = tempfile::tempdir().unwrap();
+        let folder = system.path().join("var/lib/kubelet");
         for made in [
             "pods/u-1/volumes/kubernetes.io~csi/pvc-1/mount",
             "pods/u-1/volumes/kubernetes.io~projected/token",
@@ -113,30 +99,36 @@ mod tests {
             "plugins/kubernetes.io/csi/volumeDevices/staging/pvc-2/deep",
             "plugins/kubernetes.io/csi/volumeDevices/publish/pvc-2",
         ] {
-            fs::create_dir_all(root.join(made)).unwrap();
+            fs::create_dir_all(folder.join(made)).unwrap();
         }
-        fs::write(root.join("pods/u-2/volumeDevices/kubernetes.io~csi/pvc-2"), "").unwrap();
+        fs::write(folder.join("pods/u-2/volumeDevices/kubernetes.io~csi/pvc-2"), "").unwrap();
         fs::write(
-            root.join("plugins/kubernetes.io/csi/holdfast.csi/abc/vol_data.json"),
+            folder.join("plugins/kubernetes.io/csi/holdfast.csi/abc/vol_data.json"),
             "{}",
         )
         .unwrap();
         fs::write(
-            root.join("pods/u-1/etc-hosts"),
+            folder.join("pods/u-1/etc-hosts"),
             "# made by kubelet\n10.0.0.1\tdata-pod\n",
         )
         .unwrap();
-        let shell = std::process::Command::new("sh")
-            .args(["-c", LIST_KUBELET, "list"])
-            .arg(root)
-            .output()
-            .unwrap();
-        let lines = |text: &str| -> BTreeSet<String> {
-            text.lines().map(|line| line.trim_end().to_owned()).collect()
-        };
-        let seen = lines(&list(root).unwrap());
-        assert_eq!(seen, lines(&String::from_utf8(shell.stdout).unwrap()));
-        assert!(seen.contains("pod u-1 data-pod") && seen.len() > 8, "{seen:?}");
-        assert!(list(&root.join("nowhere")).is_err());
+        let listed = list(system.path(), Path::new(KUBELET)).unwrap();
+        let seen: BTreeSet<&str> = listed.lines().map(str::trim_end).collect();
+        let expected = [
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/holdfast.csi/abc",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/holdfast.csi/abc/globalmount",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/holdfast.csi/abc/vol_data.json",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/pvc-2",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-2",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-2/dev",
+            "/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/staging/pvc-2",
+            "/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/pvc-1",
+            "/var/lib/kubelet/pods/u-2/volumeDevices/kubernetes.io~csi/pvc-2",
+            "pod u-1 data-pod",
+            "pod u-2",
+            "pod u-3",
+        ];
+        assert_eq!(seen, BTreeSet::from(expected));
+        assert!(list(system.path(), Path::new("/nowhere")).is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! One node of a kind cluster: commands inside it, its units, its container.
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::docker::Docker;
-use super::{ClusterError, call};
+use super::{ClusterError, at, call};
 use crate::command::{self, Output};
 
 /// How a node is lost.
@@ -78,12 +79,14 @@ impl Node {
         Ok(shown.stdout.trim() == "ActiveState=active")
     }
 
-    /// The text of a file in the node.
+    /// What is mounted in the node.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub async fn read(&self, path: &str) -> Result<String, ClusterError> {
-        Ok(self.exec(&["cat", path]).await?.stdout)
+    /// If it is off, or cannot be read.
+    pub async fn mountinfo(&self) -> Result<String, ClusterError> {
+        let pid = self.pid().await?;
+        let pid = pid.ok_or_else(|| ClusterError::Setup(format!("node {} is off", self.name)))?;
+        mountinfo(pid)
     }
 
     /// running, paused, exited, ...: the state of the node's container.
@@ -104,12 +107,8 @@ impl Node {
     /// # Errors
     /// Docker's.
     pub async fn pid(&self) -> Result<Option<u32>, ClusterError> {
-        let spec = self
-            .docker
-            .command()
-            .args(["inspect", "--format", "{{.State.Pid}}", &self.name]);
-        let shown = call(&format!("docker inspect {}", self.name), &spec).await?;
-        Ok(shown.trim().parse().ok().filter(|pid| *pid > 0))
+        let pids = pids(&self.docker, std::slice::from_ref(&self.name)).await?;
+        Ok(pids.first().copied().flatten())
     }
 
     /// pause, unpause, kill, start, stop of the node's container.
@@ -122,4 +121,27 @@ impl Node {
             .await
             .map(drop)
     }
+}
+
+/// The first process of each of these nodes on this host; none of one that is off.
+///
+/// # Errors
+/// Docker's.
+pub async fn pids(docker: &Docker, nodes: &[String]) -> Result<Vec<Option<u32>>, ClusterError> {
+    let spec = docker
+        .command()
+        .args(["inspect", "--format", "{{.State.Pid}}"])
+        .args(nodes);
+    let shown = call(&format!("docker inspect {}", nodes.join(" ")), &spec).await?;
+    let pid = |line: &str| line.trim().parse().ok().filter(|pid| *pid > 0);
+    Ok(shown.lines().map(pid).collect())
+}
+
+/// The mounts that a process on this host sees.
+///
+/// # Errors
+/// If it is over, or is not ours to look at.
+pub fn mountinfo(pid: u32) -> Result<String, ClusterError> {
+    let path = format!("/proc/{pid}/mountinfo");
+    std::fs::read_to_string(&path).map_err(at(Path::new(&path), "read"))
 }

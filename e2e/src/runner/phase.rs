@@ -155,12 +155,7 @@ async fn mounts(run: &Run, scene: &Scene<'_>) -> Result<Vec<String>, ActError> {
     let csi = pv.spec.as_ref().and_then(|spec| spec.csi.as_ref());
     let folder = folder_of(csi.map_or("", |csi| csi.volume_handle.as_str()));
     let name = pv.name_any();
-    let text = run
-        .site
-        .host()?
-        .node(scene.node)
-        .read("/proc/1/mountinfo")
-        .await?;
+    let text = run.site.host()?.node(scene.node).mountinfo().await?;
     let paths = csi_mounts(&text).into_iter().map(|mount| mount.path);
     Ok(paths
         .filter(|path| path.contains(&folder) || path.contains(&name))

@@ -37,7 +37,7 @@ pub(super) async fn read_only(run: &Run, spec: &VolumeSpec) -> Result<(), ActErr
 
 /// Lines of the node's mountinfo in which `token` stands, a PV's name or a pod's UID.
 pub(super) async fn mounted(run: &Run, node: &str, token: &str) -> Result<Vec<String>, ActError> {
-    let text = run.site.host()?.node(node).read("/proc/1/mountinfo").await?;
+    let text = run.site.host()?.node(node).mountinfo().await?;
     Ok(text
         .lines()
         .filter(|line| line.contains(token))

@@ -333,7 +333,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cluster::kubelet::LIST_KUBELET;
+    use crate::cluster::kubelet;
 
     async fn sh(script: &str, kubelet: &Path, rest: &[&str]) -> String {
         let spec = Command::new("sh")
@@ -347,11 +347,12 @@ mod tests {
     async fn what_is_planted_on_a_node_is_listed_and_goes_whole() {
         let folder = tempfile::tempdir().unwrap();
         let kubelet = folder.path();
+        let listed = || kubelet::list(Path::new("/"), kubelet).unwrap();
         let staging = kubelet.join("plugins/kubernetes.io/csi/d/f/globalmount");
         // The mount itself needs root: e2e/tests/planted.rs.
         std::fs::create_dir_all(&staging).unwrap();
         sh(POD_FOLDER, kubelet, &[POD]).await;
-        let listed = sh(LIST_KUBELET, kubelet, &[]).await;
+        let found = listed();
         for end in [
             "/csi/d/f",
             "/csi/d/f/globalmount",
@@ -359,13 +360,13 @@ mod tests {
             "pod holdfast-planted-pod ",
         ] {
             assert!(
-                listed.lines().any(|line| line.ends_with(end)),
-                "{end} in:\n{listed}"
+                found.lines().any(|line| line.ends_with(end)),
+                "{end} in:\n{found}"
             );
         }
         for _ in 0..2 {
             sh(AWAY, kubelet, &["d", "f", POD]).await;
-            assert_eq!(sh(LIST_KUBELET, kubelet, &[]).await, "");
+            assert_eq!(listed(), "");
         }
     }
 }
