@@ -12,7 +12,7 @@ use super::run::{RunFile, tell};
 use super::target::{Target, own_site};
 use crate::clock::Clock;
 use crate::cluster::facts::Gatherer;
-use crate::cluster::kind::{self, ClusterSpec, Timers};
+use crate::cluster::kind::{self, Cluster, ClusterSpec, Timers};
 use crate::cluster::lookout::Lookout;
 use crate::cluster::run_lock::{self, RunLock};
 use crate::cluster::site::Site;
@@ -172,7 +172,7 @@ impl Run<'_> {
     /// Brings the cluster up, if it is not there, and the driver onto it, if it is ours.
     async fn prepare(&self) -> anyhow::Result<Ready> {
         let executable = std::env::current_exe().context("this program's own file cannot be found")?;
-        let cluster = match self.target {
+        let (cluster, image) = match self.target {
             Target::Existing(foreign) => {
                 return Ok(Ready {
                     site: foreign.site.clone(),
@@ -181,24 +181,14 @@ impl Run<'_> {
                     image: foreign.image.clone(),
                 });
             }
-            Target::Own(name) => kind::find(name)?,
-            Target::Fresh(name) => {
-                let spec = ClusterSpec {
-                    name: name.to_owned(),
-                    kubernetes: self.args.cluster.kubernetes.clone(),
-                    workers: self.args.cluster.nodes,
-                    timers: self.args.cluster.timers,
-                    node_image: self.args.cluster.node_image,
-                    yes: self.args.cluster.yes,
-                };
-                let step = self.progress.step("cluster");
-                let cluster = bring_up::up(&spec, self.progress).await?;
-                step.done();
-                cluster
+            Target::Own(name) => {
+                let cluster = kind::find(name)?;
+                let images = deploy::make_images(&cluster.docker, &executable, self.progress).await?;
+                deploy::install(&cluster, &images, self.progress).await?;
+                (cluster, images.e2e)
             }
+            Target::Fresh(name) => self.fresh(name, &executable).await?,
         };
-        let images = deploy::make_images(&cluster.docker, &executable, self.progress).await?;
-        deploy::install(&cluster, &images, self.progress).await?;
         let (kubernetes, timers) = (cluster.kubernetes.clone(), Some(cluster.timers));
         let site = own_site(cluster).await?;
         // A run that was killed may have left a node paused, off, or marked out of service.
@@ -208,8 +198,35 @@ impl Run<'_> {
             site,
             kubernetes,
             timers,
-            image: images.e2e,
+            image,
         })
+    }
+
+    /// A cluster of its own with the driver on it, and the suite's image. What does not wait for each other runs at once: the
+    /// driver is built while nodes start, and starts beside the pods of kube-system. What a failure leaves is removed at the end.
+    async fn fresh(&self, name: &str, executable: &Path) -> anyhow::Result<(Cluster, String)> {
+        let spec = ClusterSpec {
+            name: name.to_owned(),
+            kubernetes: self.args.cluster.kubernetes.clone(),
+            workers: self.args.cluster.nodes,
+            timers: self.args.cluster.timers,
+            node_image: self.args.cluster.node_image,
+            yes: self.args.cluster.yes,
+        };
+        let step = self.progress.step(report::CLUSTER_STEP);
+        let docker = bring_up::ground(&spec, self.progress).await?;
+        let (cluster, images) = tokio::try_join!(
+            async { anyhow::Ok(bring_up::nodes(&spec, docker.clone(), self.progress).await?) },
+            async { anyhow::Ok(deploy::make_images(&docker, executable, self.progress).await?) },
+        )?;
+        step.done();
+        let step = self.progress.step(report::DRIVER_STEP);
+        tokio::try_join!(
+            async { anyhow::Ok(bring_up::pods(&cluster, self.progress).await?) },
+            async { anyhow::Ok(deploy::install(&cluster, &images, self.progress).await?) },
+        )?;
+        step.done();
+        Ok((cluster, images.e2e))
     }
 
     /// After Ctrl-C or SIGTERM: removes what the run has made; a second one gives that up.

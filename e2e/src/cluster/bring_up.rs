@@ -2,7 +2,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::docker;
+use super::docker::{self, Docker};
 use super::kind::{
     Cluster, ClusterSpec, DATA_DIR, Timers, check_name, description_file, kind_command, network, state,
 };
@@ -18,16 +18,25 @@ const STORAGE_GROUP: u32 = 2770;
 const LIMIT_CREATE: Duration = Duration::from_secs(240);
 const LIMIT_READY: Duration = Duration::from_secs(120);
 
-/// Brings a cluster up; what a failure leaves is removed.
+/// Brings a whole cluster up; what a failure leaves is removed.
 ///
 /// # Errors
 /// With the step that failed, or if the name is taken.
 pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, ClusterError> {
+    let docker = ground(spec, progress).await?;
+    let cluster = nodes(spec, docker, progress).await?;
+    or_remove(&cluster, pods(&cluster, progress).await, progress).await?;
+    Ok(cluster)
+}
+
+/// Checks that such a cluster can be made, and sets up what the machine lacks for it; the daemon that is to run it.
+///
+/// # Errors
+/// With what is wrong or missing.
+pub async fn ground(spec: &ClusterSpec, progress: &Progress) -> Result<Docker, ClusterError> {
     check_name(&spec.name)?;
-    let versions = Versions::load()?;
-    let minor = versions.minor(spec.kubernetes.as_deref())?;
-    let folder = state(&spec.name);
-    if folder.exists() {
+    Versions::load()?.minor(spec.kubernetes.as_deref())?;
+    if state(&spec.name).exists() {
         let name = &spec.name;
         return Err(ClusterError::Setup(format!(
             "a cluster {name} is there already; remove it with: holdfast cluster down {name}"
@@ -36,7 +45,16 @@ pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, Clus
     packages::ensure(packages::NEEDED, spec.yes, progress).await?;
     host::ensure_space()?;
     host::ensure_limits(progress)?;
-    let docker = docker::ensure(progress).await?;
+    docker::ensure(progress).await
+}
+
+/// Makes a cluster's nodes and waits until they are ready; what a failure leaves is removed. [`pods`] makes it whole.
+///
+/// # Errors
+/// With the step that failed.
+pub async fn nodes(spec: &ClusterSpec, docker: Docker, progress: &Progress) -> Result<Cluster, ClusterError> {
+    let versions = Versions::load()?;
+    let minor = versions.minor(spec.kubernetes.as_deref())?;
     let kind = tools::tool("kind", progress).await?;
     let image = node_image::ensure(&versions, minor, spec.node_image, &docker, progress).await?;
     let workers = (1..=spec.workers).map(|n| {
@@ -47,6 +65,7 @@ pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, Clus
         }
     });
     let roles = std::iter::once(String::from("control-plane")).chain(workers);
+    let folder = state(&spec.name);
     let cluster = Cluster {
         name: spec.name.clone(),
         kubeconfig: folder.join("kubeconfig"),
@@ -61,14 +80,21 @@ pub async fn up(spec: &ClusterSpec, progress: &Progress) -> Result<Cluster, Clus
     };
     // The folder is made first: whatever happens from here on, `cluster down` knows what to look for.
     data_folder(&cluster.data_dir)?;
-    match create(&cluster, &folder, progress).await {
-        Ok(()) => Ok(cluster),
-        Err(error) => {
-            keep_logs(&cluster).await;
-            tear_down::remove(&cluster.name, &cluster.docker, &cluster.kind, progress).await?;
-            Err(error)
-        }
+    let made = or_keep_logs(&cluster, create(&cluster, progress).await).await;
+    or_remove(&cluster, made, progress).await?;
+    Ok(cluster)
+}
+
+/// Removes a cluster that did not come up.
+async fn or_remove(
+    cluster: &Cluster,
+    made: Result<(), ClusterError>,
+    progress: &Progress,
+) -> Result<(), ClusterError> {
+    if made.is_err() {
+        tear_down::remove(&cluster.name, &cluster.docker, &cluster.kind, progress).await?;
     }
+    made
 }
 
 fn data_folder(path: &Path) -> Result<(), ClusterError> {
@@ -113,7 +139,7 @@ fn description(cluster: &Cluster) -> Result<String, ClusterError> {
         .replace("@TIMERS@", timers.trim_end()))
 }
 
-async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result<(), ClusterError> {
+async fn create(cluster: &Cluster, progress: &Progress) -> Result<(), ClusterError> {
     let config = description_file(&cluster.name);
     std::fs::write(&config, description(cluster)?).map_err(at(&config, "write"))?;
     make_network(cluster).await?;
@@ -141,60 +167,51 @@ async fn create(cluster: &Cluster, folder: &Path, progress: &Progress) -> Result
     call("kind create cluster", &spec).await?;
     step.done();
     let step = progress.step("nodes Ready");
-    let wait = |words: &'static [&'static str]| cluster.kubectl(words, LIMIT_READY + Duration::from_secs(10));
-    let (devices, ready, class) = tokio::join!(
+    tokio::try_join!(
         loop_devices(cluster),
-        wait(&[
-            "wait",
-            "--for=condition=Ready",
-            "nodes",
-            "--all",
-            "--timeout=120s"
-        ]),
-        wait(&["delete", "storageclass", "standard", "--ignore-not-found"]),
-    );
-    devices?;
-    ready?;
-    class?;
+        wait_for(cluster, "wait --for=condition=Ready nodes --all"),
+        async {
+            let words = ["delete", "storageclass", "standard", "--ignore-not-found"];
+            cluster.kubectl(&words, LIMIT_READY).await.map(drop)
+        },
+    )?;
     step.done();
+    Ok(())
+}
+
+/// Waits until every pod of kube-system is ready, and then makes the cluster known; what a failure leaves is the caller's to
+/// remove.
+///
+/// # Errors
+/// With what was not ready in its bound.
+pub async fn pods(cluster: &Cluster, progress: &Progress) -> Result<(), ClusterError> {
+    or_keep_logs(cluster, settle(cluster, progress).await).await
+}
+
+async fn settle(cluster: &Cluster, progress: &Progress) -> Result<(), ClusterError> {
     let step = progress.step("pods of kube-system Ready");
-    let (dns, proxy) = tokio::join!(
-        wait(&[
-            "-n",
-            "kube-system",
-            "rollout",
-            "status",
-            "deployment/coredns",
-            "--timeout=120s"
-        ]),
-        wait(&[
-            "-n",
-            "kube-system",
-            "rollout",
-            "status",
-            "daemonset/kube-proxy",
-            "--timeout=120s"
-        ]),
-    );
-    dns?;
-    proxy?;
-    wait(&[
-        "-n",
-        "kube-system",
-        "wait",
-        "--for=condition=Ready",
-        "pods",
-        "--all",
-        "--timeout=120s",
-    ])
-    .await?;
+    tokio::try_join!(
+        wait_for(cluster, "-n kube-system rollout status deployment/coredns"),
+        wait_for(cluster, "-n kube-system rollout status daemonset/kube-proxy"),
+    )?;
+    wait_for(cluster, "-n kube-system wait --for=condition=Ready pods --all").await?;
     step.done();
+    let folder = state(&cluster.name);
     let path = folder.join("cluster.json");
     let text = serde_json::to_string_pretty(cluster).map_err(|e| ClusterError::Setup(e.to_string()))?;
     // Renamed into place: who sees the file sees a whole cluster.
     let fresh = folder.join("cluster.json.tmp");
     std::fs::write(&fresh, text).map_err(at(&fresh, "write"))?;
     std::fs::rename(&fresh, &path).map_err(at(&path, "rename"))
+}
+
+/// A call of kubectl that waits.
+async fn wait_for(cluster: &Cluster, what: &str) -> Result<(), ClusterError> {
+    let bound = format!("--timeout={}s", LIMIT_READY.as_secs());
+    let words: Vec<&str> = what.split(' ').chain([bound.as_str()]).collect();
+    // Kubectl's own bound comes first, for it says what it waits for.
+    let limit = LIMIT_READY + Duration::from_secs(10);
+    cluster.kubectl(&words, limit).await.map(drop)
 }
 
 /// The network of the cluster's nodes, with our label; IPv4 only, so that a fault cuts off a node by one family.
@@ -222,8 +239,12 @@ pub async fn loop_devices(cluster: &Cluster) -> Result<(), ClusterError> {
     Ok(())
 }
 
-async fn keep_logs(cluster: &Cluster) {
-    let into = super::cache_root().join("failed").join(&cluster.name);
-    // A cluster that did not come up may have no logs; the error of its creation is what counts.
-    let _ = node_logs::write(cluster, &into).await;
+/// Keeps the logs of a cluster that does not come up.
+async fn or_keep_logs(cluster: &Cluster, made: Result<(), ClusterError>) -> Result<(), ClusterError> {
+    if made.is_err() {
+        let into = super::cache_root().join("failed").join(&cluster.name);
+        // It may have no logs; the error of its creation is what counts.
+        let _ = node_logs::write(cluster, &into).await;
+    }
+    made
 }

@@ -7,4 +7,4 @@ mod terminal;
 pub use fold::{Row, Summary, fold};
 pub use github::markdown;
 pub use junit::junit;
-pub use terminal::{failure, line, total};
+pub use terminal::{CLUSTER_STEP, DRIVER_STEP, failure, line, total};

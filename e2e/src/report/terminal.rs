@@ -3,6 +3,11 @@ use super::fold::{Row, Summary};
 use crate::history::{Event, Outcome, What};
 use crate::id::scenario_folder;
 
+/// The step that makes a cluster of its own for the run.
+pub const CLUSTER_STEP: &str = "cluster";
+/// The step that brings the driver onto it.
+pub const DRIVER_STEP: &str = "driver";
+
 fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
@@ -67,11 +72,11 @@ pub fn failure(row: &Row, folder: &str) -> String {
 
 /// The last lines: counts, and where the time went.
 pub fn total(summary: &Summary) -> String {
-    let step = |words: &[&str]| -> u64 {
+    let step = |name: &str| -> u64 {
         summary
             .steps
             .iter()
-            .filter(|(n, _)| words.iter().any(|w| n.contains(w)))
+            .filter(|(n, _)| n == name)
             .map(|(_, ms)| ms)
             .sum()
     };
@@ -88,8 +93,8 @@ pub fn total(summary: &Summary) -> String {
         seconds(summary.took_ms),
         summary.kubernetes,
         summary.timers,
-        seconds(step(&["cluster"])),
-        seconds(step(&["driver", "images"])),
+        seconds(step(CLUSTER_STEP)),
+        seconds(step(DRIVER_STEP)),
         seconds(scenarios),
         seconds(waited),
     )
