@@ -30,7 +30,7 @@ pub const STORAGE_ID: u32 = 2770;
 const CAPACITY: u64 = 32 << 30;
 /// What a node of a test cluster takes: more than parallel scenarios attach to one node, and soon reached by the one that
 /// tries the limit.
-const VOLUMES_PER_NODE: u32 = 26;
+const VOLUMES_PER_NODE: u32 = 16;
 
 /// Bound of an installation: images are on the nodes already, so only starts and probes take time.
 const LIMIT_INSTALL: Duration = Duration::from_secs(180);

@@ -1,4 +1,5 @@
 //! A node that is lost, paused or switched off, given up for good as an administrator would, and brought back.
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node as KubeNode, Taint};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -82,9 +83,7 @@ pub async fn bring_back(site: &Site, node: &str) -> Result<(), FaultError> {
 /// Those of [`bring_back`].
 pub async fn heal(site: &Site) -> Result<(), FaultError> {
     if let Some(host) = &site.host {
-        for node in &host.nodes {
-            bring_back(site, node).await?;
-        }
+        try_join_all(host.nodes.iter().map(|node| bring_back(site, node))).await?;
     }
     Ok(())
 }

@@ -22,12 +22,11 @@ pub(super) const BLOCKS: u64 = 32;
 /// Does what `workload` says.
 pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> {
     match workload {
-        Workload::Lifecycle { volume, volumes: 1 } => life(run, "data", volume, true).await,
+        Workload::Lifecycle { volume, volumes: 1 } => life(run, "data", volume, None).await,
         Workload::Lifecycle { volume, volumes } => {
-            let names: Vec<_> = (0..*volumes).map(|number| format!("data-{number}")).collect();
-            try_join_all(names.iter().map(|name| life(run, name, volume, false)))
-                .await
-                .map(drop)
+            let one =
+                |number| async move { life(run, &format!("data-{number}"), volume, Some(number)).await };
+            try_join_all((0..*volumes).map(one)).await.map(drop)
         }
         Workload::Expand { volume, to, online } => expand(run, volume, to, *online).await,
         Workload::Retain { volume } => retain(run, volume).await,
@@ -50,10 +49,16 @@ pub(super) async fn act(run: &Run, workload: &Workload) -> Result<(), ActError> 
     }
 }
 
-/// Claim, pod, data, and everything gone again; faults strike at their phases.
-pub(super) async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) -> Result<(), ActError> {
+/// Claim, pod, data, and everything gone again; faults strike at their phases. Of many volumes it is told which this is: they
+/// take turns at the nodes, and nobody reads them elsewhere.
+pub(super) async fn life(
+    run: &Run,
+    name: &str,
+    spec: &VolumeSpec,
+    of_many: Option<u32>,
+) -> Result<(), ActError> {
     let context = &run.context;
-    let node = run.worker(0);
+    let node = run.worker(of_many.map_or(0, |number| number as usize));
     let pod_name = format!("{name}-pod");
     let scene = Scene {
         claim: name,
@@ -87,7 +92,7 @@ pub(super) async fn life(run: &Run, name: &str, spec: &VolumeSpec, alone: bool) 
     strike(run, &[Phase::Unmounting, Phase::Detaching], &scene, held).await?;
     pod.gone(context).await?;
     pod.detached(context, &pv).await?;
-    if alone {
+    if of_many.is_none() {
         read_elsewhere(run, &claim, acknowledged).await?;
     }
 

@@ -22,6 +22,12 @@ pub(super) async fn fence(run: &Run, spec: &VolumeSpec, loss: Loss) -> Result<()
     let name = format!("{loss:?} node").to_lowercase();
     let seen = fault::lose(&run.site, &old, loss).await?;
     fault_seen(run, &name, "took effect", &seen);
+    match loss {
+        // By the hand of whoever is sure that it does not run any more, and errs.
+        Loss::Paused => first.delete_at_once(context).await?,
+        // By the pod garbage collector, which removes the pods of nodes that are out of service.
+        Loss::SwitchedOff => {}
+    }
     first.gone(context).await?;
     let second = running_pod(run, "second", &claim, BLOCKS, &Placement::On(new)).await?;
     second
@@ -61,7 +67,7 @@ async fn came_back(run: &Run, node: &str, pod: &Consumer, claim: &Claim) -> Resu
         {
             *complaint = line.to_owned();
         }
-        let text = match on_host.read("/proc/1/mountinfo").await {
+        let text = match on_host.mountinfo().await {
             Ok(text) => text,
             Err(error) => return Look::NotYet(error.to_string()),
         };

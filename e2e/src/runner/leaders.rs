@@ -7,5 +7,5 @@ use crate::workload::VolumeSpec;
 pub(super) async fn leaders_apart(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let seen = fault::part_leaders(&run.site).await?;
     fault_seen(run, "leaders in different pods", "took effect", &seen);
-    life(run, "data", spec, true).await
+    life(run, "data", spec, None).await
 }

@@ -248,6 +248,16 @@ impl Consumer {
         context.delete(&pods, &self.name, &DeleteParams::default()).await
     }
 
+    /// Removes it without asking its node, as `kubectl delete --force` does.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn delete_at_once(&self, context: &Context) -> Result<(), WorkloadError> {
+        let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
+        let how = DeleteParams::default().grace_period(0);
+        context.delete(&pods, &self.name, &how).await
+    }
+
     /// Waits until it is gone.
     ///
     /// # Errors
