@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use holdfast_e2e::cluster::docker;
@@ -79,20 +79,13 @@ impl Desk {
     fn start(&self, words: &[&str]) -> Running {
         let mut child = self
             .command(words)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let stderr = child.stderr.take().unwrap();
         let (send, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // The case is over.
-                if send.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        listen(child.stdout.take().unwrap(), send.clone());
+        listen(child.stderr.take().unwrap(), send);
         Running {
             child,
             lines,
@@ -114,6 +107,17 @@ impl Desk {
             .filter(|name| !name.starts_with('.'))
             .collect()
     }
+}
+
+fn listen(said: impl Read + Send + 'static, lines: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(said).lines().map_while(Result::ok) {
+            // The case is over.
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 impl Running {
@@ -152,12 +156,19 @@ impl Running {
     }
 
     /// Waits for the end: the exit code, or none after a signal that kills.
-    fn ends(mut self) -> Result<Option<i32>, Failed> {
+    fn ends(self) -> Result<Option<i32>, Failed> {
+        Ok(self.ends_saying()?.0)
+    }
+
+    /// The same, with all that was said.
+    fn ends_saying(mut self) -> Result<(Option<i32>, String), Failed> {
         // The lines end with the process.
         loop {
             match self.lines.recv_timeout(LIMIT) {
                 Ok(line) => self.heard.push(line),
-                Err(RecvTimeoutError::Disconnected) => return Ok(self.child.wait()?.code()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Ok((self.child.wait()?.code(), self.heard.join("\n")));
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.tell(Signal::SIGKILL);
                     let _ = self.child.wait();
@@ -176,7 +187,7 @@ fn is_gone(desk: &Desk, name: &str) -> Result<(), Failed> {
     let holdfast = desk.command(&["cluster", "status"]).output()?;
     let said = String::from_utf8_lossy(&holdfast.stdout).into_owned();
     check(!said.contains(name), || said.clone())?;
-    let path = desk.state().display().to_string();
+    let path = format!("{}/", desk.state().join(name).display());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     check(!mounts.contains(&path), || format!("a mount below {path} stays"))?;
     let loops = Command::new("losetup")
@@ -272,7 +283,6 @@ fn no_docker() -> Result<(), Failed> {
     })
 }
 
-/// One cluster after the other, for they share the machine.
 fn stopped() -> Result<(), Failed> {
     let desk = Desk::new();
     let ended = moments(&desk);
@@ -282,16 +292,104 @@ fn stopped() -> Result<(), Failed> {
 }
 
 fn moments(desk: &Desk) -> Result<(), Failed> {
-    // A run is killed as it calls kind: the next one finds what it left, whatever its children still have open.
+    // A run is killed as it calls kind: whoever comes next finds what it left, whatever its children still have open.
     let mut run = desk.start(&["run", "retain", "--yes", "--output", "killed"]);
     run.says("create cluster hf-", LIMIT_COLD)?;
     let first = killed(desk, run)?;
 
-    // That one is killed while Docker makes its nodes, which nobody can call back: `cluster up` finds what it left.
-    let mut run = desk.start(&["run", "retain", "--yes", "--output", "again"]);
-    run.says("a run was killed", LIMIT)?;
-    run.says("create cluster hf-", LIMIT)?;
+    let mut up = desk.start(&["cluster", "up", "--name", "lasting", "--yes"]);
+    up.says("a run was killed", LIMIT)?;
+    up.says("create cluster lasting", LIMIT)?;
     is_gone(desk, &first)?;
+    check(up.ends()? == Some(0), || {
+        String::from("the cluster does not come up")
+    })?;
+    let cluster = desk.cluster("lasting");
+
+    // Ctrl-C while kubelet is stopped and the driver held: both go on, and nothing of the run stays.
+    let mut run = desk.start(&on_lasting("mount-kubelet-restarted", "stopped"));
+    run.says("held:", LIMIT_COLD)?;
+    run.tell(Signal::SIGTERM);
+    check(run.ends()? == Some(130), || {
+        String::from("SIGTERM at a run is not 130")
+    })?;
+    untouched(&cluster, &desk.state())?;
+
+    // A run is killed amid its scenario.
+    let mut run = desk.start(&on_lasting("lifecycle-ext4", "amid"));
+    run.says("RUN ", LIMIT)?;
+    let selector = "holdfast.run/run";
+    let namespaces = || {
+        kubectl(
+            &cluster,
+            &["get", "namespaces", "--selector", selector, "--output", "name"],
+        )
+    };
+    until("a namespace of the run", || Ok(!namespaces()?.is_empty()))?;
+    run.tell(Signal::SIGKILL);
+    run.ends()?;
+
+    let closed = never_starts(desk, &cluster)?;
+    let replay = desk.start(&closed.split_whitespace().skip(1).collect::<Vec<_>>());
+    let run = desk.start(&on_lasting("retain", "next"));
+    check(run.ends()? == Some(0), || {
+        String::from("the run after a failed one does not pass")
+    })?;
+    untouched(&cluster, &desk.state())?;
+    let (code, said) = replay.ends_saying()?;
+    check(code == Some(0), || format!("{closed}: {code:?}\n{said}"))?;
+    check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))?;
+    let down = desk.command(&["cluster", "down", "lasting"]).output()?;
+    check(down.status.success(), || {
+        String::from_utf8_lossy(&down.stderr).into_owned()
+    })?;
+    is_gone(desk, "lasting")
+}
+
+/// The words of a run on the cluster that stays.
+fn on_lasting<'a>(scenario: &'a str, folder: &'a str) -> [&'a str; 7] {
+    ["run", scenario, "--on", "lasting", "--yes", "--output", folder]
+}
+
+/// A pod that no node takes: the run removes what the one before it left, says what is wrong and leaves nothing; the command
+/// that it prints to be run again. The driver is there already, as the run before was killed.
+fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<String, Failed> {
+    let workers = [
+        "taint",
+        "nodes",
+        "--selector",
+        "!node-role.kubernetes.io/control-plane",
+    ];
+    kubectl(
+        cluster,
+        &[&workers[..], &["holdfast.test/closed=:NoSchedule"]].concat(),
+    )?;
+    let mut run = desk.start(&on_lasting("lifecycle-ext4", "closed"));
+    run.says("remove what a killed run has left", LIMIT)?;
+    // Its pod's bound is long enough for what only needs the machine.
+    coming_up(desk)?;
+    let (code, told) = run.ends_saying()?;
+    kubectl(cluster, &[&workers[..], &["holdfast.test/closed-"]].concat())?;
+    check(code == Some(100), || format!("{code:?}: {told}"))?;
+    for word in [
+        "pod data-pod runs not in 120s",
+        "not scheduled: 0/3 nodes are available",
+        "event: Pod data-pod: FailedScheduling",
+    ] {
+        check(told.contains(word), || format!("no {word:?} in:\n{told}"))?;
+    }
+    untouched(cluster, &desk.state())?;
+    let line = told.lines().find_map(|line| line.trim().strip_prefix("replay "));
+    let line = line.unwrap_or_default().trim();
+    check(line.starts_with("holdfast replay "), || told.clone())?;
+    Ok(line.to_owned())
+}
+
+/// Clusters that are cut off while they come up, beside one that is in use.
+fn coming_up(desk: &Desk) -> Result<(), Failed> {
+    // A run is killed while Docker makes its nodes, which nobody can call back: `cluster up` finds what it left.
+    let mut run = desk.start(&["run", "retain", "--yes", "--output", "again"]);
+    run.says("create cluster hf-", LIMIT)?;
     until("a node is made", || Ok(processes()?.contains("--hostname hf-")))?;
     let orphan = killed(desk, run)?;
 
@@ -304,125 +402,16 @@ fn moments(desk: &Desk) -> Result<(), Failed> {
     check(up.ends()? == Some(130), || {
         String::from("Ctrl-C at cluster up is not 130")
     })?;
-    is_gone(desk, "early")?;
-
-    let mut up = desk.start(&["cluster", "up", "--name", "lasting", "--yes"]);
-    up.says("pods of kube-system Ready", LIMIT)?;
-    check(up.ends()? == Some(0), || {
-        String::from("the cluster does not come up")
-    })?;
-    let cluster = desk.cluster("lasting");
-
-    // Ctrl-C while kubelet is stopped and the driver held: both go on, and nothing of the run stays.
-    let mut run = desk.start(&[
-        "run",
-        "mount-kubelet-restarted",
-        "--on",
-        "lasting",
-        "--yes",
-        "--output",
-        "stopped",
-    ]);
-    run.says("held:", LIMIT_COLD)?;
-    run.tell(Signal::SIGTERM);
-    check(run.ends()? == Some(130), || {
-        String::from("SIGTERM at a run is not 130")
-    })?;
-    untouched(&cluster, &desk.state())?;
-
-    // A run is killed amid its scenario: the next one removes what it left, and passes.
-    let mut run = desk.start(&[
-        "run",
-        "lifecycle-ext4",
-        "--on",
-        "lasting",
-        "--yes",
-        "--output",
-        "amid",
-    ]);
-    run.says("RUN ", LIMIT)?;
-    let namespaces = || {
-        kubectl(
-            &cluster,
-            &[
-                "get",
-                "namespaces",
-                "--selector",
-                "holdfast.run/run",
-                "--output",
-                "name",
-            ],
-        )
-    };
-    until("a namespace of the run", || Ok(!namespaces()?.is_empty()))?;
-    run.tell(Signal::SIGKILL);
-    run.ends()?;
-    never_starts(desk, &cluster)?;
-    let run = desk.start(&["run", "retain", "--on", "lasting", "--yes", "--output", "next"]);
-    check(run.ends()? == Some(0), || {
-        String::from("the run after a failed one does not pass")
-    })?;
-    untouched(&cluster, &desk.state())?;
-    let down = desk.command(&["cluster", "down", "lasting"]).output()?;
-    check(down.status.success(), || {
-        String::from_utf8_lossy(&down.stderr).into_owned()
-    })?;
-    is_gone(desk, "lasting")
-}
-
-/// A pod that no node takes: the run removes what the one before it left, says what is wrong, leaves nothing, and what it
-/// prints runs it again. The driver is there already, as the run before was killed.
-fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<(), Failed> {
-    let workers = [
-        "taint",
-        "nodes",
-        "--selector",
-        "!node-role.kubernetes.io/control-plane",
-    ];
-    kubectl(
-        cluster,
-        &[&workers[..], &["holdfast.test/closed=:NoSchedule"]].concat(),
-    )?;
-    let words = [
-        "run",
-        "lifecycle-ext4",
-        "--on",
-        "lasting",
-        "--yes",
-        "--output",
-        "closed",
-    ];
-    let output = desk.command(&words).output()?;
-    kubectl(cluster, &[&workers[..], &["holdfast.test/closed-"]].concat())?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    check(said.contains("remove what a killed run has left"), || {
-        said.clone()
-    })?;
-    check(output.status.code() == Some(100), || {
-        format!("{:?}: {told}\n{said}", output.status)
-    })?;
-    for word in [
-        "pod data-pod runs not in 120s",
-        "not scheduled: 0/3 nodes are available",
-        "event: Pod data-pod: FailedScheduling",
-    ] {
-        check(told.contains(word), || format!("no {word:?} in:\n{told}"))?;
-    }
-    untouched(cluster, &desk.state())?;
-    let line = told.lines().find_map(|line| line.trim().strip_prefix("replay "));
-    let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
-    check(words.first() == Some(&"holdfast"), || told.clone())?;
-    check(
-        desk.start(words.get(1..).unwrap_or_default()).ends()? == Some(0),
-        || String::from("the replay on a cluster that takes pods does not pass"),
-    )?;
-    check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))
+    is_gone(desk, "early")
 }
 
 /// Kills a run whose cluster comes up; the cluster's name.
 fn killed(desk: &Desk, run: Running) -> Result<String, Failed> {
-    let orphan = desk.left().pop().unwrap_or_default();
+    let orphan = desk
+        .left()
+        .into_iter()
+        .find(|name| name.starts_with("hf-"))
+        .unwrap_or_default();
     run.tell(Signal::SIGKILL);
     check(run.ends()?.is_none(), || {
         String::from("killed, and yet it ended by itself")
