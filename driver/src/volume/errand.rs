@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{remove, replace};
+use super::files::{self, remove, replace};
 use super::store::Store;
 use crate::error::Error;
 use crate::id::VolumeId;
@@ -103,8 +103,8 @@ fn answer_file(store: &Store, volume: &VolumeId) -> PathBuf {
 
 /// What cannot be read was never promised to anybody, and is written again.
 fn read<T: for<'de> Deserialize<'de>>(path: &std::path::Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+    match files::read(path) {
+        Ok(text) => Ok(text.and_then(|text| serde_json::from_slice(&text).ok())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -241,6 +241,15 @@ mod tests {
         withdraw(&store, &id).unwrap();
         assert_eq!(volumes(&store).unwrap(), []);
         assert!(!reply(&store, &first, "n2", Outcome::Revoked(vec![3])).unwrap());
+    }
+
+    #[test]
+    fn a_pipe_in_a_requests_place_is_no_request_and_is_waited_for_by_nobody() {
+        let (_folder, store, id) = site();
+        nix::unistd::mkfifo(&request_file(&store, &id), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(pending(&store, &id).unwrap(), None);
+        let asked = ask(&store, Errand::revoke(&id, "n1", 3)).unwrap();
+        assert_eq!(pending(&store, &id).unwrap(), Some(asked));
     }
 
     #[test]

@@ -5,12 +5,13 @@
 //! otherwise stays: its volumes are attached, detached and moved as before, and its place counts again when it comes back.
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{replace, sync_folder};
+use super::files::{self, replace, sync_folder};
 use super::store::Store;
 use crate::config::{Segments, is_node_id};
 use crate::error::Error;
@@ -40,8 +41,8 @@ impl Store {
     pub fn add_node(&self, id: &str, node: &Node) -> io::Result<()> {
         let path = self.node_file(id);
         let text = serde_json::to_vec(node)?;
-        match fs::read(&path) {
-            Ok(known) if known == text => {
+        match files::read(&path) {
+            Ok(Some(known)) if known == text => {
                 touch(&path)?;
                 sync_folder(&self.root().join("nodes"))
             }
@@ -73,8 +74,8 @@ impl Store {
         if !is_node_id(id) {
             return Ok(None);
         }
-        match fs::read_to_string(self.node_file(id)) {
-            Ok(text) => Ok(Some(parse(&text))),
+        match files::read(&self.node_file(id)) {
+            Ok(known) => Ok(known.map(|text| parse(&text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::storage("reading what is known of the node")(error)),
         }
@@ -112,14 +113,16 @@ impl Store {
 fn touch(path: &Path) -> io::Result<()> {
     File::options()
         .write(true)
+        // A pipe in its place has nobody who reads it.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)?
         .set_modified(SystemTime::now())
 }
 
 /// Before there were segments, the file held only the limit.
-fn parse(text: &str) -> Node {
-    serde_json::from_str(text).unwrap_or_else(|_| Node {
-        limit: text.trim().parse().unwrap_or(0),
+fn parse(text: &[u8]) -> Node {
+    serde_json::from_slice(text).unwrap_or_else(|_| Node {
+        limit: String::from_utf8_lossy(text).trim().parse().unwrap_or(0),
         segments: Segments::new(),
     })
 }
@@ -178,6 +181,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_in_a_nodes_place_is_no_node_and_is_waited_for_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        nix::unistd::mkfifo(&folder.path().join("nodes/n1"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(store.node("n1").unwrap(), None);
+        assert!(store.places().unwrap().is_empty());
+        assert!(store.node_runs("n1", &Node::default()).is_err());
+        store.add_node("n1", &Node::default()).unwrap();
+        assert_eq!(store.node("n1").unwrap(), Some(Node::default()));
+    }
+
+    #[test]
     fn what_is_known_is_not_written_again() {
         use std::os::unix::fs::MetadataExt;
 
@@ -203,7 +218,7 @@ mod tests {
     #[test]
     fn a_file_of_an_older_version_is_a_limit() {
         assert_eq!(
-            parse("8"),
+            parse(b"8"),
             Node {
                 limit: 8,
                 segments: Segments::new()
