@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_e2e::cluster::docker;
 use holdfast_e2e::cluster::kind::Cluster;
+use holdfast_e2e::cluster::tear_down::NODE_LABEL;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::{Signal, kill};
@@ -223,7 +224,7 @@ fn containers(name: &str) -> Result<String, Failed> {
     let Some(docker) = runtime.block_on(docker::existing()) else {
         return Ok(String::new());
     };
-    let filter = format!("label=io.x-k8s.kind.cluster={name}");
+    let filter = format!("label={NODE_LABEL}={name}");
     let output = Command::new("docker")
         .args(["ps", "--all", "--quiet", "--filter", &filter])
         .env("DOCKER_HOST", &docker.host)

@@ -11,8 +11,8 @@ use super::{ClusterError, call, label, process, tools};
 use crate::progress::Progress;
 
 const LIMIT_DELETE: Duration = Duration::from_secs(120);
-/// Kind puts it on every node that it makes.
-const NODE_LABEL: &str = "io.x-k8s.kind.cluster";
+/// The label, with its cluster's name, that kind puts on every node it makes.
+pub const NODE_LABEL: &str = "io.x-k8s.kind.cluster";
 
 /// Removes a cluster with everything that is its own; a private Docker that nobody uses then is stopped.
 ///
