@@ -51,6 +51,7 @@ struct Desk {
 
 /// A program on its way, its lines as they come.
 struct Running {
+    words: Vec<String>,
     child: Child,
     lines: Receiver<String>,
     heard: Vec<String>,
@@ -88,6 +89,7 @@ impl Desk {
         listen(child.stdout.take().unwrap(), send.clone());
         listen(child.stderr.take().unwrap(), send);
         Running {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
             child,
             lines,
             heard: Vec::new(),
@@ -161,7 +163,17 @@ impl Running {
         Ok(self.ends_saying()?.0)
     }
 
-    /// The same, with all that was said.
+    /// Waits for the end, which has this exit code.
+    fn ends_with(self, expected: i32) -> Result<String, Failed> {
+        let words = format!("{:?}", self.words);
+        let (code, said) = self.ends_saying()?;
+        check(code == Some(expected), || {
+            format!("{words} ends with {code:?}, not {expected}; heard:\n{said}")
+        })?;
+        Ok(said)
+    }
+
+    /// Waits for the end: the exit code, and all that was said.
     fn ends_saying(mut self) -> Result<(Option<i32>, String), Failed> {
         // The lines end with the process.
         loop {
@@ -302,18 +314,14 @@ fn moments(desk: &Desk) -> Result<(), Failed> {
     up.says("a run was killed", LIMIT)?;
     up.says("create cluster lasting", LIMIT)?;
     is_gone(desk, &first)?;
-    check(up.ends()? == Some(0), || {
-        String::from("the cluster does not come up")
-    })?;
+    up.ends_with(0)?;
     let cluster = desk.cluster("lasting");
 
     // Ctrl-C while kubelet is stopped and the driver held: both go on, and nothing of the run stays.
     let mut run = desk.start(&on_lasting("mount-kubelet-restarted", "stopped"));
     run.says("held:", LIMIT_COLD)?;
     run.tell(Signal::SIGTERM);
-    check(run.ends()? == Some(130), || {
-        String::from("SIGTERM at a run is not 130")
-    })?;
+    run.ends_with(130)?;
     untouched(&cluster, &desk.state())?;
 
     // A run is killed amid its scenario.
@@ -333,12 +341,9 @@ fn moments(desk: &Desk) -> Result<(), Failed> {
     let closed = never_starts(desk, &cluster)?;
     let replay = desk.start(&closed.split_whitespace().skip(1).collect::<Vec<_>>());
     let run = desk.start(&on_lasting("retain", "next"));
-    check(run.ends()? == Some(0), || {
-        String::from("the run after a failed one does not pass")
-    })?;
+    run.ends_with(0)?;
     untouched(&cluster, &desk.state())?;
-    let (code, said) = replay.ends_saying()?;
-    check(code == Some(0), || format!("{closed}: {code:?}\n{said}"))?;
+    replay.ends_with(0)?;
     check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))?;
     let down = desk.command(&["cluster", "down", "lasting"]).output()?;
     check(down.status.success(), || {
@@ -369,9 +374,8 @@ fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<String, Failed> {
     run.says("remove what a killed run has left", LIMIT)?;
     // Its pod's bound is long enough for what only needs the machine.
     coming_up(desk)?;
-    let (code, told) = run.ends_saying()?;
+    let told = run.ends_with(100)?;
     kubectl(cluster, &[&workers[..], &["holdfast.test/closed-"]].concat())?;
-    check(code == Some(100), || format!("{code:?}: {told}"))?;
     for word in [
         "pod data-pod runs not in 120s",
         "not scheduled: 0/3 nodes are available",
@@ -400,9 +404,7 @@ fn coming_up(desk: &Desk) -> Result<(), Failed> {
     up.says("create cluster early", LIMIT)?;
     is_gone(desk, &orphan)?;
     up.tell(Signal::SIGINT);
-    check(up.ends()? == Some(130), || {
-        String::from("Ctrl-C at cluster up is not 130")
-    })?;
+    up.ends_with(130)?;
     is_gone(desk, "early")
 }
 
