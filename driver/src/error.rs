@@ -214,8 +214,11 @@ impl Error {
             }
             Self::BadToken { .. } | Self::Busy { .. } | Self::HalfDone { .. } => Code::Aborted,
             Self::Storage { .. } | Self::Unreadable { .. } | Self::Broken { .. } => Code::Unavailable,
-            // A place that this call has found or made is gone a moment later: another call has removed it.
-            Self::Undone { source, .. } if source.errno() == Some(libc::ENOENT) => Code::Aborted,
+            // Two calls at one path: whoever asks again has it.
+            Self::Undone {
+                source: KernelError::Gone { .. },
+                ..
+            } => Code::Aborted,
             Self::Undone { .. } => Code::Internal,
             Self::NotOffered { .. } => Code::Unimplemented,
         }
@@ -397,10 +400,8 @@ mod tests {
             (
                 Error::Undone {
                     step: text(),
-                    source: KernelError::Syscall {
-                        call: "openat2",
-                        subject: String::from("reason at the bottom"),
-                        errno: std::io::Error::from_raw_os_error(libc::ENOENT),
+                    source: KernelError::Gone {
+                        path: String::from("reason at the bottom"),
                     },
                 },
                 Code::Aborted,

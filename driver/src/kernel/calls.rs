@@ -18,6 +18,12 @@ pub enum KernelError {
         #[source]
         errno: std::io::Error,
     },
+    /// Where something was to be mounted there is nothing any more; nothing was mounted.
+    #[error("{path} was removed meanwhile by another call")]
+    Gone {
+        /// The place.
+        path: String,
+    },
     /// A tool could not be started.
     #[error("{tool} could not be started")]
     NoTool {
@@ -60,9 +66,11 @@ impl KernelError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Syscall { errno, .. } => errno.raw_os_error(),
-            Self::NoTool { .. } | Self::Tool { .. } | Self::StillOpen { .. } | Self::Unexpected { .. } => {
-                None
-            }
+            Self::Gone { .. }
+            | Self::NoTool { .. }
+            | Self::Tool { .. }
+            | Self::StillOpen { .. }
+            | Self::Unexpected { .. } => None,
         }
     }
 }

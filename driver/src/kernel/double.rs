@@ -28,6 +28,7 @@ struct State {
     made: u64,
     calls: Vec<String>,
     fails: Option<(usize, i32)>,
+    removes: bool,
 }
 
 /// The kernel.
@@ -45,6 +46,19 @@ impl State {
             let open = Arc::strong_count(&one.kept) > 1;
             mounted || open || !(one.status.flags.autoclear || one.clearing)
         });
+    }
+
+    /// What stands at a path that is to be mounted on, as the kernel finds it.
+    fn reach(&mut self, target: &Path) -> Result<(), KernelError> {
+        if std::mem::take(&mut self.removes) {
+            let removed = std::fs::remove_dir(target).or_else(|_| std::fs::remove_file(target));
+            removed.unwrap();
+        }
+        if target.exists() {
+            return Ok(());
+        }
+        let path = target.display().to_string();
+        Err(KernelError::Gone { path })
     }
 
     fn top(&self, path: &Path) -> Option<&Mount> {
@@ -80,6 +94,11 @@ impl Double {
         let mut state = self.lock();
         state.calls.clear();
         state.fails = Some((nth, errno));
+    }
+
+    /// Another call removes the next place that is to be mounted on, just before it is.
+    pub(crate) fn remove_place(&self) {
+        self.lock().removes = true;
     }
 
     /// From now on nothing fails; the calls since [`Double::fail`].
@@ -160,6 +179,7 @@ impl Kernel for Double {
         _data: &str,
     ) -> Result<(), KernelError> {
         let mut state = self.call("mount")?;
+        state.reach(target)?;
         let number = number_of(device).ok_or_else(|| error("mount", libc::ENOTBLK))?;
         let one = state
             .loops
@@ -188,6 +208,7 @@ impl Kernel for Double {
 
     fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> Result<(), KernelError> {
         let mut state = self.call("bind")?;
+        state.reach(to)?;
         let mut mount = match (number_of(from), state.top(from)) {
             (Some(number), _) => Mount {
                 id: 0,

@@ -1,6 +1,7 @@
 //! The running kernel: what a node plugin asks of it, made of the calls in `linux`.
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,17 @@ fn failed(call: &'static str, subject: impl std::fmt::Display) -> impl FnOnce(io
         subject: subject.to_string(),
         errno,
     }
+}
+
+/// Where to mount: the caller has made it, so if it is not there, another call has removed it since.
+fn mount_point(path: &Path) -> Result<OwnedFd, KernelError> {
+    place::resolve(path).map_err(|error| {
+        if place::is_absent(&error) {
+            let path = path.display().to_string();
+            return KernelError::Gone { path };
+        }
+        failed("openat2", path.display())(error)
+    })
 }
 
 fn open_device(number: u32, write: bool) -> io::Result<File> {
@@ -105,7 +117,7 @@ impl Kernel for Linux {
         flags: MountFlags,
         data: &str,
     ) -> Result<(), KernelError> {
-        let on = place::resolve(target).map_err(failed("openat2", target.display()))?;
+        let on = mount_point(target)?;
         let flags = nix::mount::MsFlags::from_bits_truncate(flags.bits);
         let mount = || {
             Ok(nix::mount::mount(
@@ -126,7 +138,7 @@ impl Kernel for Linux {
         // A bind is made detached, gets its flags, and only then its place: mount(2) with MS_BIND|MS_RDONLY is silently
         // writable, and bind-then-remount leaves a writable mount behind if the process dies in between.
         let source = place::resolve(from).map_err(failed("openat2", from.display()))?;
-        let target = place::resolve(to).map_err(failed("openat2", to.display()))?;
+        let target = mount_point(to)?;
         let tree = linux::open_tree(&source).map_err(failed("open_tree", from.display()))?;
         let (set, clear) = attributes(flags);
         if set != 0 || clear != 0 {
@@ -350,5 +362,33 @@ impl Kernel for Linux {
             code: output.status.code(),
             text: tail.replace('\n', "; "),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_place_that_is_gone_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let root = std::fs::canonicalize(root.path()).unwrap();
+        let (here, gone) = (root.join("here"), root.join("gone"));
+        std::fs::create_dir(&here).unwrap();
+        let is_gone = |result| matches!(result, Err(KernelError::Gone { .. }));
+        let flags = MountFlags::default();
+        assert!(is_gone(Linux.mount(&here, &gone, "ext4", flags, "")));
+        assert!(is_gone(Linux.mount(
+            &here,
+            &gone.join("in/it"),
+            "ext4",
+            flags,
+            ""
+        )));
+        assert!(is_gone(Linux.bind(&here, &gone, flags)));
+        let missing_source = Linux.bind(&gone, &here, flags).unwrap_err();
+        assert_eq!(missing_source.errno(), Some(libc::ENOENT));
+        let missing_device = Linux.mount(&gone, &here, "ext4", flags, "").unwrap_err();
+        assert!(missing_device.errno().is_some());
     }
 }

@@ -185,7 +185,7 @@ impl Place {
 }
 
 /// Nothing can be at a path that leads through nothing, or through a file.
-fn is_absent(error: &io::Error) -> bool {
+pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
 }
 

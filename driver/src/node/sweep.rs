@@ -311,6 +311,30 @@ fn each_call_fails_once_and_ends_well(#[case] before: &[Step], #[case] step: Ste
     }
 }
 
+/// NodeUnpublish of another volume may name the staging path, or the target: it removes the empty place that this call has
+/// just made. Nobody is to blame, and whoever asks again has it.
+#[rstest]
+#[case::stage(&[], Step::Stage)]
+#[case::publish(&[Step::Stage], Step::Publish)]
+#[case::publish_read_only(&[Step::Stage], Step::PublishReadOnly)]
+fn a_place_that_another_call_removes_is_asked_for_again(#[case] before: &[Step], #[case] step: Step) {
+    for fs in [Some("ext4"), Some("xfs"), None] {
+        if fs.is_none() && step == Step::Stage {
+            continue; // a block volume is not mounted where it is staged
+        }
+        let good = World::after(fs, before);
+        good.run(step).unwrap();
+        let world = World::after(fs, before);
+        let at_first = world.shown();
+        world.kernel.remove_place();
+        let error = world.run(step).unwrap_err();
+        assert_eq!(error.code(), Code::Aborted, "{fs:?}: {}", error.message());
+        assert_eq!(world.shown(), at_first, "{fs:?}");
+        world.run(step).unwrap();
+        assert_eq!(world.shown(), good.shown(), "{fs:?}: repeated");
+    }
+}
+
 /// Another node's revocation, failing at each of its calls: it is answered only when the device can no longer write, and a
 /// repetition brings it to its end. The node itself never calls it revoked while its device can.
 #[test]
