@@ -1,27 +1,25 @@
 //! Trouble that only a machine can make: no space, no Docker, a signal at any moment, a run that was killed. One clear
 //! message, the right exit code, nothing left behind. Clusters here are real ones, in a state folder of their own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+mod desk;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::path::Path;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use desk::{Desk, LIMIT, Running};
 use holdfast_e2e::cluster::docker;
 use holdfast_e2e::cluster::kind::Cluster;
 use holdfast_e2e::cluster::tear_down::NODE_LABEL;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::mount::{MsFlags, mount, umount};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use support::{Found, check, is_root, trial};
 
 /// The node image may have to be built first.
 const LIMIT_COLD: Duration = Duration::from_secs(40 * 60);
-/// A cluster goes, or a line comes, on a machine that does other things too.
-const LIMIT: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -42,154 +40,6 @@ fn main() -> ExitCode {
         trial("stopped_at_any_moment_nothing_stays", &root, |()| stopped()),
     ];
     libtest_mimic::run(&arguments, cases).exit_code()
-}
-
-/// A folder for one case, with the words that keep its runs apart from others.
-struct Desk {
-    folder: tempfile::TempDir,
-}
-
-/// A program on its way, its lines as they come.
-struct Running {
-    words: Vec<String>,
-    child: Child,
-    lines: Receiver<String>,
-    heard: Vec<String>,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("hf-trouble-").tempdir().unwrap();
-        Self { folder }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-        command
-            .args(words)
-            .current_dir(self.folder.path())
-            .env("HOLDFAST_STATE_DIR", self.state())
-            .env_remove("GITHUB_STEP_SUMMARY")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn start(&self, words: &[&str]) -> Running {
-        let mut child = self
-            .command(words)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (send, lines) = channel();
-        listen(child.stdout.take().unwrap(), send.clone());
-        listen(child.stderr.take().unwrap(), send);
-        Running {
-            words: words.iter().map(|word| (*word).to_owned()).collect(),
-            child,
-            lines,
-            heard: Vec::new(),
-        }
-    }
-
-    fn cluster(&self, name: &str) -> Cluster {
-        let text = std::fs::read_to_string(self.state().join(name).join("cluster.json")).unwrap();
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// What the state folder still has, locks apart.
-    fn left(&self) -> Vec<String> {
-        std::fs::read_dir(self.state())
-            .into_iter()
-            .flatten()
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-            .filter(|name| !name.starts_with('.'))
-            .collect()
-    }
-}
-
-fn listen(said: impl Read + Send + 'static, lines: Sender<String>) {
-    std::thread::spawn(move || {
-        for line in BufReader::new(said).lines().map_while(Result::ok) {
-            // The case is over.
-            if lines.send(line).is_err() {
-                return;
-            }
-        }
-    });
-}
-
-impl Running {
-    /// Waits for a line with `word` in it.
-    fn says(&mut self, word: &str, limit: Duration) -> Result<String, Failed> {
-        let until = Instant::now() + limit;
-        loop {
-            match self
-                .lines
-                .recv_timeout(until.saturating_duration_since(Instant::now()))
-            {
-                Ok(line) => {
-                    self.heard.push(line.clone());
-                    if line.contains(word) {
-                        return Ok(line);
-                    }
-                }
-                Err(why) => {
-                    let heard = self.heard.join("\n");
-                    let why = match why {
-                        RecvTimeoutError::Timeout => "not in its bound",
-                        RecvTimeoutError::Disconnected => "ended before",
-                    };
-                    self.tell(Signal::SIGTERM);
-                    let _ = self.child.wait();
-                    return Err(format!("{word:?} was not said, {why}; heard:\n{heard}").into());
-                }
-            }
-        }
-    }
-
-    fn tell(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        // A process that is over hears nothing.
-        let _ = kill(pid, signal);
-    }
-
-    /// Waits for the end: the exit code, or none after a signal that kills.
-    fn ends(self) -> Result<Option<i32>, Failed> {
-        Ok(self.ends_saying()?.0)
-    }
-
-    /// Waits for the end, which has this exit code.
-    fn ends_with(self, expected: i32) -> Result<String, Failed> {
-        let words = format!("{:?}", self.words);
-        let (code, said) = self.ends_saying()?;
-        check(code == Some(expected), || {
-            format!("{words} ends with {code:?}, not {expected}; heard:\n{said}")
-        })?;
-        Ok(said)
-    }
-
-    /// Waits for the end: the exit code, and all that was said.
-    fn ends_saying(mut self) -> Result<(Option<i32>, String), Failed> {
-        // The lines end with the process.
-        loop {
-            match self.lines.recv_timeout(LIMIT) {
-                Ok(line) => self.heard.push(line),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Ok((self.child.wait()?.code(), self.heard.join("\n")));
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.tell(Signal::SIGKILL);
-                    let _ = self.child.wait();
-                    return Err(format!("it does not end; heard:\n{}", self.heard.join("\n")).into());
-                }
-            }
-        }
-    }
 }
 
 /// Nothing of `name` is on this machine: no folder, no container, no loop device, no mount.
@@ -305,77 +155,71 @@ fn stopped() -> Result<(), Failed> {
 }
 
 fn moments(desk: &Desk) -> Result<(), Failed> {
-    // A run is killed as it calls kind: whoever comes next finds what it left, whatever its children still have open.
-    let mut run = desk.start(&["run", "retain", "--yes", "--output", "killed"]);
-    run.says("create cluster hf-", LIMIT_COLD)?;
-    let first = killed(desk, run)?;
-
-    let mut up = desk.start(&["cluster", "up", "--name", "lasting", "--yes"]);
-    up.says("a run was killed", LIMIT)?;
-    up.says("create cluster lasting", LIMIT)?;
-    is_gone(desk, &first)?;
-    up.ends_with(0)?;
-    let cluster = desk.cluster("lasting");
-
-    // Ctrl-C while kubelet is stopped and the driver held: both go on, and nothing of the run stays.
-    let mut run = desk.start(&on_lasting("mount-kubelet-restarted", "stopped"));
-    run.says("held:", LIMIT_COLD)?;
-    run.tell(Signal::SIGTERM);
-    run.ends_with(130)?;
+    let cluster = up(desk, "lasting", LIMIT_COLD)?;
+    killed_amid(desk, &cluster)?;
+    let mut closed = never_starts(desk, &cluster)?;
+    closed.says("remove what a killed run has left", LIMIT)?;
+    // Its pod's bound is long enough for what only needs the machine.
+    coming_up(desk)?;
+    interrupted(desk)?;
+    let line = told_how(closed)?;
     untouched(&cluster, &desk.state())?;
 
-    // A run is killed amid its scenario.
-    let mut run = desk.start(&on_lasting("lifecycle-ext4", "amid"));
-    run.says("RUN ", LIMIT)?;
+    let replay = desk.start(&line.split_whitespace().skip(1).collect::<Vec<_>>());
+    replay.ends_with(0)?;
+    check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))?;
+    down(desk, "lasting")
+}
+
+fn up(desk: &Desk, name: &str, limit: Duration) -> Result<Cluster, Failed> {
+    let mut up = desk.start(&["cluster", "up", "--name", name, "--yes"]);
+    up.says(&format!("create cluster {name}"), limit)?;
+    up.ends_with(0)?;
+    Ok(desk.cluster(name))
+}
+
+fn down(desk: &Desk, name: &str) -> Result<(), Failed> {
+    desk.start(&["cluster", "down", name]).ends_with(0)?;
+    is_gone(desk, name)
+}
+
+/// The words of a run on a cluster that stays.
+fn on<'a>(cluster: &'a str, scenario: &'a str, folder: &'a str) -> [&'a str; 7] {
+    ["run", scenario, "--on", cluster, "--yes", "--output", folder]
+}
+
+/// A run is killed amid its scenario.
+fn killed_amid(desk: &Desk, cluster: &Cluster) -> Result<(), Failed> {
+    let mut run = desk.start(&on(&cluster.name, "lifecycle-ext4", "amid"));
+    run.says("RUN ", LIMIT_COLD)?;
     let selector = "holdfast.run/run";
     let namespaces = || {
         kubectl(
-            &cluster,
+            cluster,
             &["get", "namespaces", "--selector", selector, "--output", "name"],
         )
     };
     until("a namespace of the run", || Ok(!namespaces()?.is_empty()))?;
     run.tell(Signal::SIGKILL);
-    run.ends()?;
-
-    let closed = never_starts(desk, &cluster)?;
-    let replay = desk.start(&closed.split_whitespace().skip(1).collect::<Vec<_>>());
-    let run = desk.start(&on_lasting("retain", "next"));
-    run.ends_with(0)?;
-    untouched(&cluster, &desk.state())?;
-    replay.ends_with(0)?;
-    check(desk.left() == ["lasting"], || format!("{:?}", desk.left()))?;
-    let down = desk.command(&["cluster", "down", "lasting"]).output()?;
-    check(down.status.success(), || {
-        String::from_utf8_lossy(&down.stderr).into_owned()
-    })?;
-    is_gone(desk, "lasting")
+    run.ends().map(drop)
 }
 
-/// The words of a run on the cluster that stays.
-fn on_lasting<'a>(scenario: &'a str, folder: &'a str) -> [&'a str; 7] {
-    ["run", scenario, "--on", "lasting", "--yes", "--output", folder]
-}
-
-/// A pod that no node takes: the run removes what the one before it left, says what is wrong and leaves nothing; the command
-/// that it prints to be run again. The driver is there already, as the run before was killed.
-fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<String, Failed> {
-    let workers = [
+/// A pod that no node takes. The driver is there already, as the run before was killed.
+fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<Running, Failed> {
+    let closed = [
         "taint",
         "nodes",
         "--selector",
         "!node-role.kubernetes.io/control-plane",
+        "holdfast.test/closed=:NoSchedule",
     ];
-    kubectl(
-        cluster,
-        &[&workers[..], &["holdfast.test/closed=:NoSchedule"]].concat(),
-    )?;
-    let mut run = desk.start(&on_lasting("lifecycle-ext4", "closed"));
-    run.says("remove what a killed run has left", LIMIT)?;
-    // Its pod's bound is long enough for what only needs the machine.
-    coming_up(desk)?;
-    let told = run.ends_with(100)?;
-    kubectl(cluster, &[&workers[..], &["holdfast.test/closed-"]].concat())?;
+    kubectl(cluster, &closed)?;
+    Ok(desk.start(&on(&cluster.name, "lifecycle-ext4", "closed")))
+}
+
+/// It says what is wrong; the command that it prints to be run again.
+fn told_how(closed: Running) -> Result<String, Failed> {
+    let told = closed.ends_with(100)?;
     for word in [
         "pod data-pod runs not in 120s",
         "not scheduled: 0/3 nodes are available",
@@ -383,7 +227,6 @@ fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<String, Failed> {
     ] {
         check(told.contains(word), || format!("no {word:?} in:\n{told}"))?;
     }
-    untouched(cluster, &desk.state())?;
     let line = told.lines().find_map(|line| line.trim().strip_prefix("replay "));
     let line = line.unwrap_or_default().trim();
     check(line.starts_with("holdfast replay "), || told.clone())?;
@@ -392,9 +235,16 @@ fn never_starts(desk: &Desk, cluster: &Cluster) -> Result<String, Failed> {
 
 /// Clusters that are cut off while they come up, beside one that is in use.
 fn coming_up(desk: &Desk) -> Result<(), Failed> {
-    // A run is killed while Docker makes its nodes, which nobody can call back: `cluster up` finds what it left.
-    let mut run = desk.start(&["run", "retain", "--yes", "--output", "again"]);
+    // A run is killed as it calls kind: the next run finds what it left, whatever its children still have open.
+    let mut run = desk.start(&["run", "retain", "--yes", "--output", "killed"]);
     run.says("create cluster hf-", LIMIT)?;
+    let first = killed(desk, run)?;
+
+    // The next one is killed while Docker makes its nodes, which nobody can call back: `cluster up` finds what it left.
+    let mut run = desk.start(&["run", "retain", "--yes", "--output", "again"]);
+    run.says("a run was killed", LIMIT)?;
+    run.says("create cluster hf-", LIMIT)?;
+    is_gone(desk, &first)?;
     until("a node is made", || Ok(processes()?.contains("--hostname hf-")))?;
     let orphan = killed(desk, run)?;
 
@@ -406,6 +256,19 @@ fn coming_up(desk: &Desk) -> Result<(), Failed> {
     up.tell(Signal::SIGINT);
     up.ends_with(130)?;
     is_gone(desk, "early")
+}
+
+/// Ctrl-C while kubelet is stopped and the driver held: both go on, nothing of the run stays, and the next one passes.
+fn interrupted(desk: &Desk) -> Result<(), Failed> {
+    let cluster = up(desk, "second", LIMIT)?;
+    let mut run = desk.start(&on("second", "mount-kubelet-restarted", "stopped"));
+    run.says("held:", LIMIT)?;
+    run.tell(Signal::SIGTERM);
+    run.ends_with(130)?;
+    untouched(&cluster, &desk.state())?;
+    desk.start(&on("second", "retain", "next")).ends_with(0)?;
+    untouched(&cluster, &desk.state())?;
+    down(desk, "second")
 }
 
 /// Kills a run whose cluster comes up; the cluster's name.
