@@ -1,12 +1,12 @@
 //! The running kernel: what a node plugin asks of it, made of the calls in `linux`.
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::mount_point::MountPoint;
 use super::mountinfo::{self, Mount};
 use super::{
     FileId, Kernel, KernelError, LoopFlags, LoopStatus, MountFlags, OpenLoop, ToolOutput, linux, loop_device,
@@ -40,17 +40,6 @@ fn failed(call: &'static str, subject: impl std::fmt::Display) -> impl FnOnce(io
         subject: subject.to_string(),
         errno,
     }
-}
-
-/// Where to mount: the caller has made it, so if it is not there, another call has removed it since.
-fn mount_point(path: &Path) -> Result<OwnedFd, KernelError> {
-    place::resolve(path).map_err(|error| {
-        if place::is_absent(&error) {
-            let path = path.display().to_string();
-            return KernelError::Gone { path };
-        }
-        failed("openat2", path.display())(error)
-    })
 }
 
 fn open_device(number: u32, write: bool) -> io::Result<File> {
@@ -117,37 +106,37 @@ impl Kernel for Linux {
         flags: MountFlags,
         data: &str,
     ) -> Result<(), KernelError> {
-        let on = mount_point(target)?;
+        let on = MountPoint::open(target)?;
         let flags = nix::mount::MsFlags::from_bits_truncate(flags.bits);
         let mount = || {
             Ok(nix::mount::mount(
                 Some(device),
-                &place::through(&on),
+                &place::through(&on.file),
                 Some(fs),
                 flags,
                 Some(data),
             )?)
         };
-        failpoint::step("mounted", mount).map_err(failed(
-            "mount",
-            format_args!("{} on {} as {fs} ({data})", device.display(), target.display()),
-        ))
+        failpoint::step("mounted", mount).map_err(|error| {
+            let what = format_args!("{} on {} as {fs} ({data})", device.display(), target.display());
+            on.error(error, failed("mount", what))
+        })
     }
 
     fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> Result<(), KernelError> {
         // A bind is made detached, gets its flags, and only then its place: mount(2) with MS_BIND|MS_RDONLY is silently
         // writable, and bind-then-remount leaves a writable mount behind if the process dies in between.
         let source = place::resolve(from).map_err(failed("openat2", from.display()))?;
-        let target = mount_point(to)?;
+        let target = MountPoint::open(to)?;
         let tree = linux::open_tree(&source).map_err(failed("open_tree", from.display()))?;
         let (set, clear) = attributes(flags);
         if set != 0 || clear != 0 {
             linux::mount_setattr(&tree, set, clear).map_err(failed("mount_setattr", from.display()))?;
         }
-        failpoint::step("bound", || linux::move_mount(&tree, &target)).map_err(failed(
-            "move_mount",
-            format_args!("{} on {}", from.display(), to.display()),
-        ))
+        failpoint::step("bound", || linux::move_mount(&tree, &target.file)).map_err(|error| {
+            let what = format_args!("{} on {}", from.display(), to.display());
+            target.error(error, failed("move_mount", what))
+        })
     }
 
     fn unmount(&self, target: &Path) -> Result<(), KernelError> {
@@ -362,33 +351,5 @@ impl Kernel for Linux {
             code: output.status.code(),
             text: tail.replace('\n', "; "),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_place_that_is_gone_is_gone() {
-        let root = tempfile::tempdir().unwrap();
-        let root = std::fs::canonicalize(root.path()).unwrap();
-        let (here, gone) = (root.join("here"), root.join("gone"));
-        std::fs::create_dir(&here).unwrap();
-        let is_gone = |result| matches!(result, Err(KernelError::Gone { .. }));
-        let flags = MountFlags::default();
-        assert!(is_gone(Linux.mount(&here, &gone, "ext4", flags, "")));
-        assert!(is_gone(Linux.mount(
-            &here,
-            &gone.join("in/it"),
-            "ext4",
-            flags,
-            ""
-        )));
-        assert!(is_gone(Linux.bind(&here, &gone, flags)));
-        let missing_source = Linux.bind(&gone, &here, flags).unwrap_err();
-        assert_eq!(missing_source.errno(), Some(libc::ENOENT));
-        let missing_device = Linux.mount(&gone, &here, "ext4", flags, "").unwrap_err();
-        assert!(missing_device.errno().is_some());
     }
 }

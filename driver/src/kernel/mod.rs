@@ -8,6 +8,7 @@ mod host;
 mod linux;
 pub mod loop_device;
 pub mod mount_flags;
+mod mount_point;
 pub mod mountinfo;
 pub mod ownership;
 pub mod place;
