@@ -29,28 +29,56 @@ pub fn claim_of(pv: &PersistentVolume) -> Option<(&str, &str)> {
 
 /// The claim shows at least `bytes`, and no resize is under way.
 pub fn has_capacity(claim: &PersistentVolumeClaim, bytes: u64) -> Look<()> {
-    let status = claim.status.as_ref();
-    let shown = status
-        .and_then(|s| s.capacity.as_ref())
-        .and_then(|c| c.get("storage"))
-        .map_or("none", |q| q.0.as_str());
-    let resizing = status
-        .and_then(|s| s.allocated_resource_statuses.as_ref())
-        .is_some_and(|s| !s.is_empty());
-    match quantity_bytes(shown) {
-        Some(now) if now >= bytes && !resizing => Look::Holds(()),
-        _ => Look::NotYet(format!(
-            "capacity {shown}, resize {}, conditions {:?}",
-            if resizing { "under way" } else { "not under way" },
-            status
-                .and_then(|s| s.conditions.as_ref())
-                .map(|all| all
-                    .iter()
-                    .map(|c| format!("{} {}", c.type_, c.message.as_deref().unwrap_or("")))
-                    .collect::<Vec<_>>())
-                .unwrap_or_default()
-        )),
+    let shown = capacity(claim).and_then(quantity_bytes);
+    if shown.is_some_and(|now| now >= bytes) && resize(claim).is_none() {
+        return Look::Holds(());
     }
+    Look::NotYet(resize_seen(claim))
+}
+
+/// The controller has done its part of a resize to `bytes`: what is left, if anything, is the node's.
+pub fn is_expanded_by_controller(claim: &PersistentVolumeClaim, bytes: u64) -> Look<()> {
+    match resize(claim) {
+        Some("NodeResizePending" | "NodeResizeInProgress") => Look::Holds(()),
+        Some(status) if status.ends_with("Infeasible") => Look::Never(resize_seen(claim)),
+        _ => has_capacity(claim, bytes),
+    }
+}
+
+/// The claim shows whether a pod uses it, where the cluster shows it at all: Kubernetes does since 1.37.
+pub fn shows_use(claim: &PersistentVolumeClaim, used: bool) -> Look<()> {
+    let conditions = claim.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let unused = conditions.and_then(|all| all.iter().find(|c| c.type_ == "Unused"));
+    match unused.map(|c| c.status.as_str()) {
+        None => Look::Holds(()),
+        Some(shown) if shown == if used { "False" } else { "True" } => Look::Holds(()),
+        Some(shown) => Look::NotYet(format!("condition Unused is {shown}")),
+    }
+}
+
+fn capacity(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let capacity = claim.status.as_ref()?.capacity.as_ref()?;
+    capacity.get("storage").map(|q| q.0.as_str())
+}
+
+/// How far a resize is; none if none is under way.
+fn resize(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let all = claim.status.as_ref()?.allocated_resource_statuses.as_ref()?;
+    all.get("storage").map(String::as_str)
+}
+
+fn resize_seen(claim: &PersistentVolumeClaim) -> String {
+    let conditions = claim.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let conditions: Vec<_> = conditions
+        .into_iter()
+        .flatten()
+        .map(|c| format!("{} {}", c.type_, c.message.as_deref().unwrap_or("")))
+        .collect();
+    format!(
+        "capacity {}, resize {}, conditions {conditions:?}",
+        capacity(claim).unwrap_or("none"),
+        resize(claim).unwrap_or("not under way")
+    )
 }
 
 /// The attacher has confirmed the attachment and has no error to report.
@@ -249,6 +277,51 @@ mod tests {
         let half = claim(serde_json::json!({"spec": {"volumeName": "pv"}, "status": {"phase": "Pending"}}));
         assert!(matches!(is_bound(&bound), Look::Holds(name) if name == "pv"));
         assert!(matches!(is_bound(&half), Look::NotYet(_)));
+    }
+
+    #[rstest]
+    #[case::asked("ControllerResizeInProgress", "64Mi", "no")]
+    #[case::pending("NodeResizePending", "64Mi", "expanded")]
+    #[case::node("NodeResizeInProgress", "64Mi", "expanded")]
+    #[case::impossible("ControllerResizeInfeasible", "64Mi", "never")]
+    #[case::not_begun("", "64Mi", "no")]
+    #[case::without_a_node("", "128Mi", "expanded whole")]
+    #[case::not_written_yet("NodeResizeInProgress", "128Mi", "expanded")]
+    fn a_resize_is_the_controllers_and_then_the_nodes(
+        #[case] status: &str,
+        #[case] shown: &str,
+        #[case] is: &str,
+    ) {
+        let statuses = match status {
+            "" => serde_json::json!({}),
+            _ => serde_json::json!({"storage": status}),
+        };
+        let claim: PersistentVolumeClaim = serde_json::from_value(serde_json::json!({"status": {
+            "capacity": {"storage": shown}, "allocatedResourceStatuses": statuses}}))
+        .unwrap();
+        let expanded = match is_expanded_by_controller(&claim, 128 << 20) {
+            Look::Holds(()) => "expanded",
+            Look::NotYet(_) => "no",
+            Look::Never(_) => "never",
+        };
+        assert!(is.starts_with(expanded), "{expanded}");
+        let whole = matches!(has_capacity(&claim, 128 << 20), Look::Holds(()));
+        assert_eq!(whole, is.ends_with("whole"));
+    }
+
+    #[rstest]
+    #[case::older(None, true, true)]
+    #[case::used(Some("False"), true, false)]
+    #[case::unused(Some("True"), false, true)]
+    fn a_claim_shows_its_use(#[case] unused: Option<&str>, #[case] as_used: bool, #[case] as_unused: bool) {
+        let conditions: Vec<_> = unused
+            .iter()
+            .map(|status| serde_json::json!({"type": "Unused", "status": status}))
+            .collect();
+        let claim: PersistentVolumeClaim =
+            serde_json::from_value(serde_json::json!({"status": {"conditions": conditions}})).unwrap();
+        assert_eq!(matches!(shows_use(&claim, true), Look::Holds(())), as_used);
+        assert_eq!(matches!(shows_use(&claim, false), Look::Holds(())), as_unused);
     }
 
     fn pod(status: serde_json::Value) -> Pod {

@@ -149,13 +149,14 @@ async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<
     let mut pod = running_pod(run, "first", &claim, BLOCKS, &node).await?;
     let written = pod.acknowledged(context, BLOCKS).await?;
     if online {
-        claim.request(context, to).await?;
+        claim.request(context, to, true).await?;
         claim.has(context, to).await?;
         pod.verify(context, written).await?;
         pod.has_room(context, to).await?;
     } else {
         remove_pod(run, &pod, &claim).await?;
-        claim.request(context, to).await?;
+        claim.request(context, to, false).await?;
+        claim.expanded_by_controller(context, to).await?;
         pod = running_pod(run, "second", &claim, BLOCKS, &node).await?;
         claim.has(context, to).await?;
         let written = pod.acknowledged(context, written + BLOCKS).await?;

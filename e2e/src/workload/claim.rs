@@ -233,18 +233,46 @@ impl Claim {
         }
     }
 
-    /// Asks for more, and waits until the claim shows it.
+    /// Asks for more, of a claim that pods use or that none does.
+    ///
+    /// Only once the claim shows which. csi-resizer 2.3.0 writes what it has patched into the cache of its own watch: if
+    /// another patch came in between, it has the older object there, and each of its own is refused until the claim changes
+    /// again (resize_status.go: markControllerResizeInProgress). Kubernetes 1.37 patches a claim whenever its use changes.
     ///
     /// # Errors
-    /// If it does not in its bound.
-    pub async fn request(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
+    /// The API server's, or if the claim does not show it in its bound.
+    pub async fn request(&self, context: &Context, size: &str, used: bool) -> Result<(), WorkloadError> {
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let what = format!(
+            "claim {} is shown {}",
+            self.name,
+            if used { "used" } else { "unused" }
+        );
+        let look = |claim: &PersistentVolumeClaim| condition::shows_use(claim, used);
+        context
+            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
+            .await?;
         let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
         claims
             .patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .map(drop)
             .map_err(context.api("ask for a larger claim"))
+    }
+
+    /// Waits until what is left of a resize is the node's, if anything is. A pod that comes earlier changes the claim's use: see
+    /// [`Claim::request`].
+    ///
+    /// # Errors
+    /// If it is not in its bound.
+    pub async fn expanded_by_controller(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let bytes = condition::quantity_bytes(size).unwrap_or(u64::MAX);
+        let what = format!("claim {} is expanded to {size} by the controller", self.name);
+        let look = |claim: &PersistentVolumeClaim| condition::is_expanded_by_controller(claim, bytes);
+        context
+            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
+            .await
     }
 
     /// Waits until the claim shows `size` and no resize is under way.
