@@ -1,4 +1,6 @@
 //! Claims and the volumes behind them.
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -152,18 +154,28 @@ pub async fn pre_provisioned(
 }
 
 impl Claim {
+    /// Looks at the claim until `look` says that it holds: the one way to wait for what it shows.
+    async fn shows<T>(
+        &self,
+        context: &Context,
+        what: &str,
+        limit: Duration,
+        look: impl Fn(&PersistentVolumeClaim) -> Look<T>,
+    ) -> Result<T, WorkloadError> {
+        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
+        let what = format!("claim {} {what}", self.name);
+        context
+            .waited(&what, wait::object(&claims, &what, &self.name, limit, look))
+            .await
+    }
+
     /// Waits until it is bound.
     ///
     /// # Errors
     /// If it is not in its bound.
     pub async fn bound(&mut self, context: &Context) -> Result<PersistentVolume, WorkloadError> {
-        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-        let what = format!("claim {} is bound", self.name);
-        let pv = context
-            .waited(
-                &what,
-                wait::object(&claims, &what, &self.name, Limit::PROVISION, condition::is_bound),
-            )
+        let pv = self
+            .shows(context, "is bound", Limit::PROVISION, condition::is_bound)
             .await?;
         let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
         let object = volumes.get(&pv).await.map_err(context.api("read the PV"))?;
@@ -242,16 +254,12 @@ impl Claim {
     /// # Errors
     /// The API server's, or if the claim does not show it in its bound.
     pub async fn request(&self, context: &Context, size: &str, used: bool) -> Result<(), WorkloadError> {
+        let what = if used { "is shown used" } else { "is shown unused" };
+        self.shows(context, what, Limit::POD, |claim| {
+            condition::shows_use(claim, used)
+        })
+        .await?;
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-        let what = format!(
-            "claim {} is shown {}",
-            self.name,
-            if used { "used" } else { "unused" }
-        );
-        let look = |claim: &PersistentVolumeClaim| condition::shows_use(claim, used);
-        context
-            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
-            .await?;
         let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
         claims
             .patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch))
@@ -266,13 +274,10 @@ impl Claim {
     /// # Errors
     /// If it is not in its bound.
     pub async fn expanded_by_controller(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
-        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
         let bytes = condition::quantity_bytes(size).unwrap_or(u64::MAX);
-        let what = format!("claim {} is expanded to {size} by the controller", self.name);
+        let what = format!("is expanded to {size} by the controller");
         let look = |claim: &PersistentVolumeClaim| condition::is_expanded_by_controller(claim, bytes);
-        context
-            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
-            .await
+        self.shows(context, &what, Limit::POD, look).await
     }
 
     /// Waits until the claim shows `size` and no resize is under way.
@@ -280,12 +285,9 @@ impl Claim {
     /// # Errors
     /// If it does not in its bound.
     pub async fn has(&self, context: &Context, size: &str) -> Result<(), WorkloadError> {
-        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
         let bytes = condition::quantity_bytes(size).unwrap_or(u64::MAX);
-        let what = format!("claim {} has {size}", self.name);
         let look = |claim: &PersistentVolumeClaim| condition::has_capacity(claim, bytes);
-        context
-            .waited(&what, wait::object(&claims, &what, &self.name, Limit::POD, look))
+        self.shows(context, &format!("has {size}"), Limit::POD, look)
             .await
     }
 
@@ -340,8 +342,7 @@ impl Claim {
     /// # Errors
     /// If it does not in its bound.
     pub async fn has_attributes_class(&self, context: &Context, class: &str) -> Result<(), WorkloadError> {
-        let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
-        let what = format!("claim {} has the attributes of {class}", self.name);
+        let what = format!("has the attributes of {class}");
         let look = |claim: &PersistentVolumeClaim| {
             let status = claim.status.as_ref();
             match status.and_then(|s| s.current_volume_attributes_class_name.as_deref()) {
@@ -354,12 +355,7 @@ impl Claim {
                 )),
             }
         };
-        context
-            .waited(
-                &what,
-                wait::object(&claims, &what, &self.name, Limit::PROVISION, look),
-            )
-            .await
+        self.shows(context, &what, Limit::PROVISION, look).await
     }
 
     /// Changes what happens to the volume when its claim goes.
