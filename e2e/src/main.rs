@@ -6,6 +6,9 @@ use holdfast_e2e::cli::args::{Cli, Command};
 use holdfast_e2e::cli::exit::Exit;
 use holdfast_e2e::cli::{cluster, doctor, image, io, leaks, list, run};
 use holdfast_e2e::cluster::{ClusterError, docker};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -22,6 +25,7 @@ async fn main() -> ExitCode {
             .into();
         }
     };
+    listen(cli.log_level);
     let ended = dispatch(cli.command).await;
     // By now nothing of this process uses the private daemon; in pods and for most commands there is none.
     let ended = match docker::stop_unused().await {
@@ -38,6 +42,13 @@ async fn main() -> ExitCode {
             exit_of(&error).into()
         }
     }
+}
+
+/// Lets this crate's own log be seen; what libraries say may hold what is secret.
+fn listen(level: LevelFilter) {
+    let own = Targets::new().with_target("holdfast_e2e", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(own)).init();
 }
 
 async fn dispatch(command: Command) -> anyhow::Result<Exit> {

@@ -47,6 +47,8 @@ fn a_wrong_value_is_named_with_those_that_are_right() {
     let cache = tempfile::tempdir().unwrap();
     let said = refused(cache.path(), &["cluster", "up", "--timers", "slow"]);
     assert!(said.contains("fast") && said.contains("real"), "{said}");
+    let said = refused(cache.path(), &["list", "--log-level", "loud"]);
+    assert!(said.contains("loud") && said.contains("\"debug\""), "{said}");
 }
 
 #[test]

@@ -22,6 +22,15 @@ use crate::cluster::node_image::Way;
     102 infrastructure, 103 leak, 130 interrupted after cleaning up"
 )]
 pub struct Cli {
+    /// How much the suite says beside its events: off, error, warn, info, debug or trace
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_LOG_LEVEL",
+        default_value = "off",
+        value_name = "LEVEL"
+    )]
+    pub log_level: tracing::level_filters::LevelFilter,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
