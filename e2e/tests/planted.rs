@@ -546,8 +546,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A child of another case has what is open here until it executes: a mount that is busy for that goes, too.
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        let _ = umount2(&self.0, MntFlags::empty());
     }
 }
 
