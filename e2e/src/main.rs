@@ -1,4 +1,5 @@
 //! The one binary `holdfast`.
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -47,7 +48,9 @@ async fn main() -> ExitCode {
 /// Lets this crate's own log be seen; what libraries say may hold what is secret.
 fn listen(level: LevelFilter) {
     let own = Targets::new().with_target("holdfast_e2e", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     tracing_subscriber::registry().with(lines.with_filter(own)).init();
 }
 
