@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
 use tokio::runtime::Runtime;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -418,22 +418,6 @@ pub fn wait_code<T>(result: Result<T, tonic::Status>) -> Code {
 
 /// A name, and what it does.
 pub type Case = (&'static str, fn() -> Result<(), Failed>);
-
-/// Runs cases; without what they need they are ignored, with the reason, except where CI has to have it.
-pub fn run_cases(cases: Vec<Case>) -> ! {
-    run_cases_with(needs::FILESYSTEMS, cases)
-}
-
-/// [`run_cases`] that need these programs.
-pub fn run_cases_with(tools: &[needs::Tool], cases: Vec<Case>) -> ! {
-    let arguments = Arguments::from_args();
-    let ignored = needs::are_ignored(tools);
-    let trials = cases
-        .into_iter()
-        .map(|(name, body)| Trial::test(name, body).with_ignored_flag(ignored))
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit()
-}
 
 pub fn run(body: impl Future<Output = ()>) -> Result<(), Failed> {
     Runtime::new()?.block_on(body);

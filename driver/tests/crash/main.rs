@@ -25,7 +25,7 @@ use tonic::Code;
 use world::*;
 
 const ERRNOS: [&str; 4] = ["EIO", "ENOSPC", "EBUSY", "EROFS"];
-/// Not passed in the life of a volume, but where something is odd: driver/tests/torn.rs kills at it.
+/// Not passed in the life of a volume, but where something is odd: driver/tests/privileged/torn.rs kills at it.
 const ELSEWHERE: [&str; 1] = ["set-aside"];
 
 /// What is swept: of a kind of volume only the calls that do another thing than for the kinds before it.

@@ -1,20 +1,9 @@
 //! T1: NodePublishVolume and NodeUnpublishVolume: one target or several, the same or other arguments, odd and hostile paths.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use pb::volume_capability::access_mode::Mode;
 use tonic::{Code, Status};
@@ -471,8 +460,8 @@ async fn the_group_may_write() {
     }
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("the_same_target", || run(the_same_target())),
         ("another_target", || run(another_target())),
         ("what_must_come_first", || run(what_must_come_first())),
@@ -484,5 +473,5 @@ fn main() {
         ("strangers_in_the_stack", || run(strangers_in_the_stack())),
         ("the_group_may_write", || run(the_group_may_write())),
         ("a_busy_target", || run(a_busy_target())),
-    ]);
+    ]
 }

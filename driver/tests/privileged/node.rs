@@ -1,20 +1,9 @@
 //! T1: the real driver process behind its socket, with real files, loop devices and mounts; the official csi-sanity on it.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
@@ -411,8 +400,8 @@ fn sanity_program() -> PathBuf {
     out
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("ext4_lives_its_whole_life", || run(whole_life("ext4", 64 * MIB))),
         ("xfs_lives_its_whole_life", || run(whole_life("xfs", MIB))),
         ("a_device_is_written_and_read_only_when_it_should_be", || {
@@ -432,5 +421,5 @@ fn main() {
         ),
         ("csi_sanity_mount", || blocking(|| sanity("mount"))),
         ("csi_sanity_block", || blocking(|| sanity("block"))),
-    ]);
+    ]
 }

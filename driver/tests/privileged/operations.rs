@@ -1,15 +1,4 @@
 //! T1: what an operator, and whoever reaches the socket, can see and do: metrics, inspect, repair, and a client that means harm.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_driver::id::VolumeId;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
@@ -296,8 +285,8 @@ async fn the_socket_is_its_own() {
     answers(&driver, "after a second one was refused").await;
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("metrics_count_what_happened", || {
             run(metrics_count_what_happened())
         }),
@@ -310,5 +299,5 @@ fn main() {
         ("harm_leaves_it_serving", || run(harm_leaves_it_serving())),
         ("it_ends_in_time", || run(it_ends_in_time())),
         ("the_socket_is_its_own", || run(the_socket_is_its_own())),
-    ]);
+    ]
 }

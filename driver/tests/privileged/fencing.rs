@@ -1,15 +1,4 @@
 //! T1: a node that was given up can no longer write, proved by writing; a node that lives is asked, not robbed.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -17,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
@@ -441,8 +430,8 @@ async fn a_node_gets_it_back() {
     }
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("a_node_that_comes_back_cannot_write_ext4", || {
             run(a_node_that_comes_back_cannot_write(Some("ext4")))
         }),
@@ -464,5 +453,5 @@ fn main() {
         ("what_was_revoked_can_be_deleted", || {
             run(what_was_revoked_can_be_deleted())
         }),
-    ]);
+    ]
 }

@@ -1,7 +1,7 @@
 //! Identity, and what is declared.
+use super::*;
 use crate::common::raw;
 use crate::common::*;
-use crate::*;
 
 #[tokio::test]
 async fn every_role_names_the_same_capabilities_and_is_itself() {

@@ -1,20 +1,9 @@
 //! T1: NodeStageVolume and NodeUnstageVolume: once and again, with other arguments, on what is dirty, dead, lost or not ours.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use pb::volume_capability::access_mode::Mode;
 use tonic::{Code, Status};
@@ -428,8 +417,8 @@ async fn a_stranger_at_the_path() {
     assert!(Path::new(&stage).is_dir(), "the staging folder is the CO's");
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("with_other_arguments", || run(with_other_arguments())),
         ("bad_arguments", || run(bad_arguments())),
         ("only_read_from_the_first", || run(only_read_from_the_first())),
@@ -440,5 +429,5 @@ fn main() {
         ("half_undone", || run(half_undone())),
         ("lost_image", || run(lost_image())),
         ("a_stranger_at_the_path", || run(a_stranger_at_the_path())),
-    ]);
+    ]
 }

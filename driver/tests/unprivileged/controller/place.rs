@@ -1,7 +1,7 @@
 //! Topology, and GetCapacity by it.
+use super::*;
 use crate::common::raw::{Row, check, row};
 use crate::common::*;
-use crate::*;
 
 #[tokio::test]
 async fn get_capacity_is_by_place_class_and_capability() {

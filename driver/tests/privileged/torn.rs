@@ -1,22 +1,11 @@
 //! T1: a record that a power failure tore while its volume was made is in nobody's way: who asks for the name again gets the
 //! volume, who gives it up gets rid of it, and nothing is left. What may be somebody's is left alone.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use tonic::Code;
@@ -182,8 +171,8 @@ async fn a_kill_while_something_is_set_aside_loses_nothing() {
     }
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("a_torn_creation_is_in_nobodys_way", || {
             run(a_torn_creation_is_in_nobodys_way())
         }),
@@ -193,5 +182,5 @@ fn main() {
         ("a_kill_while_something_is_set_aside_loses_nothing", || {
             run(a_kill_while_something_is_set_aside_loses_nothing())
         }),
-    ]);
+    ]
 }

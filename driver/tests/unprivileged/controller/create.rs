@@ -1,7 +1,7 @@
 //! CreateVolume and DeleteVolume.
+use super::*;
 use crate::common::raw::{Row, check, row};
 use crate::common::*;
-use crate::*;
 
 #[tokio::test]
 async fn create_volume_names_every_bad_field() {

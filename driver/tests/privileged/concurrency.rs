@@ -1,19 +1,8 @@
 //! T1: calls beside calls, in one process and in several: nobody waits for what is not his, nobody comes between two steps.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_driver::id::VolumeId;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
@@ -202,8 +191,8 @@ async fn work_outlives_its_caller() {
     }
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("a_twin_joins_and_a_rival_comes_after", || {
             run(a_twin_joins_and_a_rival_comes_after())
         }),
@@ -215,5 +204,5 @@ fn main() {
             run(a_late_stage_reads_the_record_again())
         }),
         ("no_lock_outlives_its_call", || run(no_lock_outlives_its_call())),
-    ]);
+    ]
 }

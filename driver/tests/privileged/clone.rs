@@ -1,21 +1,10 @@
 //! T1: volumes made of other volumes, and attributes changed during a volume's life, by what is seen on the node.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::identity_client::IdentityClient;
@@ -532,8 +521,8 @@ async fn attributes() {
     nothing_left(&driver);
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("ext4_clones_hold_the_content_and_fill_their_size", || {
             run(filesystem("ext4", 64 * MIB))
         }),
@@ -567,5 +556,5 @@ fn main() {
         ("attributes_show_on_the_node_from_its_next_attachment", || {
             run(attributes())
         }),
-    ]);
+    ]
 }

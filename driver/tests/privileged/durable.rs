@@ -1,19 +1,8 @@
 //! T1: what a reply promises is on disk before the reply, for every call that writes, as the kernel saw it.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::collections::{BTreeSet, HashMap};
 
-use common::trace::{Step, Traced, in_order};
-use common::*;
+use crate::common::trace::{Step, Traced, in_order};
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
@@ -387,27 +376,23 @@ fn every_call_that_writes_is_looked_at() {
     assert_eq!(BTreeSet::from(CALLS.map(String::from)), writing::calls());
 }
 
-fn main() {
-    let tools = [needs::FILESYSTEMS, &[needs::STRACE]].concat();
-    run_cases_with(
-        &tools,
-        vec![
-            ("controllers_reply_after_their_fsyncs", || {
-                run(controllers_reply_after_their_fsyncs())
-            }),
-            ("a_filesystem_is_durable_before_it_is_called_made", || {
-                run(a_filesystem_is_durable_before_it_is_called_made())
-            }),
-            ("what_ends_with_the_kernel_is_not_made_durable", || {
-                run(what_ends_with_the_kernel_is_not_made_durable())
-            }),
-            (
-                "a_request_is_durable_before_its_answer_and_that_before_it_counts",
-                || run(a_request_is_durable_before_its_answer_and_that_before_it_counts()),
-            ),
-            ("every_call_that_writes_is_looked_at", || {
-                blocking(every_call_that_writes_is_looked_at)
-            }),
-        ],
-    );
+pub fn cases() -> Vec<Case> {
+    vec![
+        ("controllers_reply_after_their_fsyncs", || {
+            run(controllers_reply_after_their_fsyncs())
+        }),
+        ("a_filesystem_is_durable_before_it_is_called_made", || {
+            run(a_filesystem_is_durable_before_it_is_called_made())
+        }),
+        ("what_ends_with_the_kernel_is_not_made_durable", || {
+            run(what_ends_with_the_kernel_is_not_made_durable())
+        }),
+        (
+            "a_request_is_durable_before_its_answer_and_that_before_it_counts",
+            || run(a_request_is_durable_before_its_answer_and_that_before_it_counts()),
+        ),
+        ("every_call_that_writes_is_looked_at", || {
+            blocking(every_call_that_writes_is_looked_at)
+        }),
+    ]
 }

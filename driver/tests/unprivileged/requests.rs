@@ -1,22 +1,10 @@
 //! Properties of every request message, made from the descriptors, so that a method that is added is tested, too: there is
 //! always an answer, never a panic, nothing outside the given folders is touched, and no secret reaches a log.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods,
-    clippy::wildcard_enum_match_arm
-)]
-mod common;
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use prost::Message;
 use prost_reflect::{

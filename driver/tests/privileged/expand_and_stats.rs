@@ -1,19 +1,8 @@
 //! T1: NodeExpandVolume, NodeGetVolumeStats and the health RPCs: true numbers, and the truth about what is broken.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use pb::volume_usage::Unit;
@@ -332,12 +321,12 @@ async fn health() {
     std::fs::rename(driver.path("gone"), driver.path("data/volumes")).unwrap();
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("true_numbers", || run(true_numbers())),
         ("not_there", || run(not_there())),
         ("a_device_grows_in_use", || run(a_device_grows_in_use())),
         ("filesystems_grow", || run(filesystems_grow())),
         ("health", || run(health())),
-    ]);
+    ]
 }

@@ -1,22 +1,11 @@
 //! T1: what the driver must never do: lose or show data that is not asked for, let two nodes write, touch what is not its own.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-mod common;
-
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::node_client::NodeClient;
@@ -392,8 +381,8 @@ async fn secrets_stay_secret() {
     }
 }
 
-fn main() {
-    run_cases(vec![
+pub fn cases() -> Vec<Case> {
+    vec![
         ("detached_only_when_it_cannot_write", || {
             run(detached_only_when_it_cannot_write())
         }),
@@ -422,5 +411,5 @@ fn main() {
             run(a_full_disk_is_emptied_by_deletions())
         }),
         ("secrets_stay_secret", || run(secrets_stay_secret())),
-    ]);
+    ]
 }

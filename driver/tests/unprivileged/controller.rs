@@ -1,17 +1,5 @@
 //! The rules of the specification for Identity and Controller, row by row, on the real process behind its socket. Needs no
 //! privilege: nothing is mounted here.
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::disallowed_methods
-)]
-#[path = "../common/mod.rs"]
-mod common;
-
 mod attach;
 mod change;
 mod create;
@@ -21,7 +9,7 @@ mod place;
 
 use std::collections::HashMap;
 
-use common::*;
+use crate::common::*;
 use holdfast_proto::csi as pb;
 use holdfast_proto::csi::controller_client::ControllerClient;
 use holdfast_proto::csi::identity_client::IdentityClient;

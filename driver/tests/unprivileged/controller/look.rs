@@ -1,7 +1,7 @@
 //! What only looks: ValidateVolumeCapabilities, ListVolumes, ControllerGetVolume, health.
+use super::*;
 use crate::common::raw::{Row, check, row};
 use crate::common::*;
-use crate::*;
 
 #[tokio::test]
 async fn validate_confirms_only_what_the_volume_is() {

@@ -1,5 +1,4 @@
 //! What is shipped has no failpoint in it.
-#![allow(missing_docs, clippy::unwrap_used)]
 
 /// The word that switches failpoints on is in the binary exactly if it was built with them, and a release build never is.
 /// e2e/tests/image.rs looks for it in the driver that is shipped.

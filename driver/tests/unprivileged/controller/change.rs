@@ -1,7 +1,7 @@
 //! ControllerExpandVolume and ControllerModifyVolume.
+use super::*;
 use crate::common::raw::{Row, check, row};
 use crate::common::*;
-use crate::*;
 
 #[tokio::test]
 async fn controller_expand_names_every_bad_field_and_repeats() {

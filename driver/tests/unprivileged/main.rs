@@ -1,0 +1,17 @@
+//! What every user can test: the rules that need no mount, on the real process behind its socket, and what is written of it.
+#![allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm
+)]
+#[path = "../common/mod.rs"]
+mod common;
+mod conformance;
+mod controller;
+mod release;
+mod requests;
