@@ -122,7 +122,7 @@ async fn status() -> anyhow::Result<Exit> {
 pub async fn cache(command: CacheCommand) -> anyhow::Result<Exit> {
     let root = cache_root();
     let parts = [
-        "go-build", "bin", "tools", "rootfs", "work", "docker", "failed", "state",
+        "go-build", "bin", "tools", "rootfs", "work", "docker", "failed", "state", "target",
     ];
     match command {
         CacheCommand::Show => {
