@@ -1,8 +1,7 @@
-//! T1: the real driver process behind its socket, with real files, loop devices and mounts. One program, since each takes its
-//! time to link, and cases wait for each other's processes rather than for nothing.
+//! T1: the real driver process behind its socket, with real files, loop devices and mounts. One program, since each takes seconds
+//! to link, and most cases wait, which they do beside each other.
 #![allow(
     missing_docs,
-    dead_code,
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,6 +9,7 @@
     clippy::disallowed_methods
 )]
 mod clone;
+#[allow(dead_code)] // each program uses its part
 #[path = "../common/mod.rs"]
 mod common;
 mod concurrency;
@@ -28,22 +28,21 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Most of them wait, for a disk or for a bound.
     arguments.test_threads.get_or_insert(4);
-    let on = |tools| needs::are_ignored(tools);
-    let (volumes, traced) = (on(needs::FILESYSTEMS), on(&[needs::STRACE]));
+    let no_volumes = needs::are_ignored(needs::FILESYSTEMS);
+    let no_trace = needs::are_ignored(&[needs::STRACE]);
     let files: [(&str, bool, Vec<Case>); 11] = [
-        ("clone", volumes, clone::cases()),
-        ("concurrency", volumes, concurrency::cases()),
-        ("durable", volumes || traced, durable::cases()),
-        ("expand_and_stats", volumes, expand_and_stats::cases()),
-        ("fencing", volumes, fencing::cases()),
-        ("node", volumes, node::cases()),
-        ("operations", volumes, operations::cases()),
-        ("publish", volumes, publish::cases()),
-        ("safety", volumes, safety::cases()),
-        ("stage", volumes, stage::cases()),
-        ("torn", volumes, torn::cases()),
+        ("clone", no_volumes, clone::cases()),
+        ("concurrency", no_volumes, concurrency::cases()),
+        ("durable", no_volumes || no_trace, durable::cases()),
+        ("expand_and_stats", no_volumes, expand_and_stats::cases()),
+        ("fencing", no_volumes, fencing::cases()),
+        ("node", no_volumes, node::cases()),
+        ("operations", no_volumes, operations::cases()),
+        ("publish", no_volumes, publish::cases()),
+        ("safety", no_volumes, safety::cases()),
+        ("stage", no_volumes, stage::cases()),
+        ("torn", no_volumes, torn::cases()),
     ];
     let mut trials = Vec::new();
     for (file, ignored, cases) in files {

@@ -1,7 +1,6 @@
 //! What every user can test: the rules that need no mount, on the real process behind its socket, and what is written of it.
 #![allow(
     missing_docs,
-    dead_code,
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,6 +8,7 @@
     clippy::disallowed_methods,
     clippy::wildcard_enum_match_arm
 )]
+#[allow(dead_code)] // each program uses its part
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;
