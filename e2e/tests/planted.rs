@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holdfast_e2e::cluster::driver::Driver;
 use holdfast_e2e::cluster::facts::data_folder;
-use holdfast_e2e::cluster::kubelet;
 use holdfast_e2e::cluster::objects::Listed;
+use holdfast_e2e::cluster::{kubelet, label};
 use holdfast_e2e::id::folder_of;
 use holdfast_e2e::ledger::{Diff, Facts, Kind, Ledger, Memory, diff};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -409,6 +409,24 @@ impl Attached {
         tool("losetup", &["--find", "--show"], file).map(|device| Self(PathBuf::from(device)))
     }
 
+    /// As a node does it: by a place of its own, which this machine does not show.
+    fn from_a_node(file: &Path) -> Result<Self, String> {
+        let text = |error: nix::Error| error.to_string();
+        let place = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let (folder, name) = (file.parent().unwrap(), file.file_name().unwrap());
+        mount(
+            Some(folder),
+            place.path(),
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(text)?;
+        let device = Self::find(&place.path().join(name));
+        umount2(place.path(), MntFlags::MNT_DETACH).map_err(text)?;
+        device
+    }
+
     /// The free device with the highest number: whoever else looks for a free one takes the lowest.
     fn last(file: &Path) -> Result<Self, String> {
         let free = |number: &u32| !Path::new(&format!("/sys/block/loop{number}/loop")).exists();
@@ -515,6 +533,41 @@ fn loop_device_of_a_deleted_file() -> Result<(), Failed> {
     })
 }
 
+/// The cluster's removal finds what its own folder no longer shows, and leaves what another cluster calls the same.
+fn loop_devices_go_with_their_cluster() -> Result<(), Failed> {
+    let _alone = alone();
+    let (mut world, mut other) = (World::new(), World::new());
+    let mut kept = Vec::new();
+    for world in [&mut world, &mut other] {
+        let (deleted, there) = (world.image("dd"), world.image("ee"));
+        kept.extend([Attached::from_a_node(&deleted)?, Attached::from_a_node(&there)?]);
+        world.facts();
+        fs::remove_file(&deleted).unwrap();
+        let nameless = world.facts().nameless();
+        check(nameless.len() == 1, || {
+            format!("{nameless:?} for one deleted file")
+        })?;
+        label::note_nameless(world.folder.path(), &nameless).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(label::release(world.folder.path())).unwrap();
+    let holds = |device: &Attached| {
+        let name = device.0.file_name().unwrap();
+        Path::new("/sys/block").join(name).join("loop").exists()
+    };
+    let held: Vec<bool> = kept.iter().map(holds).collect();
+    // The number of one that went may be somebody's again.
+    kept.into_iter()
+        .filter(|device| !holds(device))
+        .for_each(std::mem::forget);
+    check(held == [false, false, true, true], || {
+        format!("attached after the removal, ours first: {held:?}")
+    })
+}
+
 fn free_loop_left_read_only() -> Result<(), Failed> {
     let _alone = alone();
     let mut world = World::new();
@@ -597,6 +650,9 @@ fn main() -> ExitCode {
     ));
     trials.push(trial("loop_device_of_a_deleted_file", &loops, |()| {
         loop_device_of_a_deleted_file()
+    }));
+    trials.push(trial("loop_devices_go_with_their_cluster", &loops, |()| {
+        loop_devices_go_with_their_cluster()
     }));
     trials.push(trial("free_loop_left_read_only", &loops, |()| {
         free_loop_left_read_only()

@@ -136,7 +136,7 @@ impl Run<'_> {
         let lookout = self.look_out(&ready.site, &ready.image).await?;
         ready.site.lookout.clone_from(&lookout);
         let runner = Runner {
-            facts: Arc::new(Gatherer::new(&ready.site, clock)),
+            facts: Arc::new(Gatherer::new(&ready.site, clock)?),
             site: ready.site,
             run: self.id.to_owned(),
             seed: self.args.seed,

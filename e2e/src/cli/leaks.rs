@@ -68,7 +68,7 @@ async fn watched(mut site: Site, image: &str, label: &str) -> anyhow::Result<Exi
 }
 
 async fn count(site: &Site) -> anyhow::Result<Exit> {
-    let gatherer = Gatherer::new(site, Clock::start());
+    let gatherer = Gatherer::new(site, Clock::start())?;
     let ledger = gatherer.gather().await?.ledger();
     let of_driver = |kind: Kind| matches!(kind, Kind::CsiNode | Kind::Lease | Kind::DriverPod);
     let volumes = Ledger::new(ledger.entries.into_iter().filter(|e| !of_driver(e.kind)));

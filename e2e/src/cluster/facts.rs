@@ -10,13 +10,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
-use super::kind::{Cluster, DATA_DIR};
+use super::kind::{Cluster, DATA_DIR, state};
 use super::kubelet::{self, KUBELET};
 use super::node;
 use super::objects::Listed;
 use super::shared::Shared;
 use super::site::Site;
-use super::{ClusterError, at, call, chart};
+use super::{ClusterError, at, call, chart, label};
 use crate::clock::Clock;
 use crate::command::Command;
 use crate::ledger::{BackendFile, Call, Facts, FileId, Loop, Memory, parse_calls, parse_listed};
@@ -31,13 +31,20 @@ pub struct Gatherer {
 
 impl Gatherer {
     /// For the cluster of `site`, in the run of `clock`.
-    pub fn new(site: &Site, clock: Clock) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If what earlier runs noted of a cluster of ours cannot be read.
+    pub fn new(site: &Site, clock: Clock) -> Result<Self, ClusterError> {
+        let noted = match &site.host {
+            Some(cluster) => label::nameless(&state(&cluster.name))?,
+            None => BTreeSet::new(),
+        };
+        Ok(Self {
             site: site.clone(),
             clock,
-            memory: Mutex::default(),
+            memory: Mutex::new(Memory::with_nameless(noted)),
             shared: Shared::default(),
-        }
+        })
     }
 
     /// All facts, read after this call.
@@ -74,16 +81,18 @@ impl Gatherer {
         self.clock.started_at()
     }
 
-    /// The loop devices over the cluster's files now: number and backing file.
+    /// The loop devices over the cluster's files now: number and backing file. Those whose file is deleted are noted for the
+    /// removal of the cluster.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If they cannot be read or noted.
     pub async fn own_loops(&self) -> Result<BTreeSet<(u32, String)>, ClusterError> {
-        let mut facts = match &self.site.host {
-            Some(cluster) => of_host(cluster).await?,
-            None => Facts::default(),
+        let Some(cluster) = &self.site.host else {
+            return Ok(BTreeSet::new());
         };
+        let mut facts = of_host(cluster).await?;
         self.learn(&mut facts);
+        label::note_nameless(&state(&cluster.name), &facts.nameless())?;
         Ok(facts.own_loops())
     }
 
@@ -159,7 +168,7 @@ pub async fn data_folder(root: &Path, roots: Vec<String>) -> Result<Facts, Clust
     })
 }
 
-fn file_id(metadata: &std::fs::Metadata) -> FileId {
+pub(super) fn file_id(metadata: &std::fs::Metadata) -> FileId {
     let device = metadata.dev();
     FileId {
         device: (nix::sys::stat::major(device), nix::sys::stat::minor(device)),

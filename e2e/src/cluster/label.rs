@@ -1,13 +1,17 @@
 //! What is ours on the host, and its removal: nothing is deleted through a mount, no loop outlives its image.
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::facts::{file_id, loops};
 use super::{ClusterError, at, call};
 use crate::command::Command;
+use crate::ledger::{FileId, Loop};
 
 /// Every container, network and volume that we make ourselves carries this label.
 pub const LABEL: &str = "holdfast.run";
+
+/// In a cluster's state folder: which of its files have no name any more.
+const NAMELESS: &str = "nameless.json";
 
 /// Removes a folder entry by entry, after it was proven that nothing is mounted below it.
 ///
@@ -55,7 +59,7 @@ pub fn mounts_below(path: &Path) -> Result<Vec<String>, ClusterError> {
     Ok(found)
 }
 
-/// Unmounts everything below a folder, then detaches every loop device whose file is in it.
+/// Unmounts everything below a folder, then detaches every loop device whose file is in it, or was when it was noted.
 ///
 /// # Errors
 /// With what would not go.
@@ -66,74 +70,73 @@ pub async fn release(path: &Path) -> Result<(), ClusterError> {
     for device in loops_below(path).await? {
         call(
             "losetup --detach",
-            &Command::new("losetup").args(["--detach", &device]),
+            &Command::new("losetup").args(["--detach", &format!("/dev/loop{}", device.number)]),
         )
         .await?;
     }
     Ok(())
 }
 
-/// Loop devices whose file is below a folder: by device and inode, since a path is another one in every node.
-///
-/// # Errors
-/// If the list cannot be had.
-pub async fn loops_below(path: &Path) -> Result<Vec<String>, ClusterError> {
-    let mut inodes = BTreeSet::new();
-    collect_inodes(path, &mut inodes);
-    let columns = [
-        "--list",
-        "--noheadings",
-        "--raw",
-        "--output",
-        "NAME,BACK-INO,BACK-MAJ:MIN,BACK-FILE",
-    ];
-    let text = call("losetup --list", &Command::new("losetup").args(columns)).await?;
-    Ok(text
-        .lines()
-        .filter_map(|line| backed(line, path, &inodes))
-        .collect())
+/// By device and inode, since a path is another one in every node.
+async fn loops_below(path: &Path) -> Result<Vec<Loop>, ClusterError> {
+    let mut files = BTreeSet::new();
+    collect_files(path, &mut files);
+    let nameless = nameless(path)?;
+    let ours = |one: &Loop| {
+        let named = one.backing.as_ref().map(Path::new);
+        named.is_some_and(|file| file.starts_with(path))
+            || one
+                .file
+                .is_some_and(|file| files.contains(&file) || (one.is_deleted() && nameless.contains(&file)))
+    };
+    Ok(loops().await?.into_iter().filter(ours).collect())
 }
 
-/// The device of a line of losetup's raw list, if its file is one of `inodes` or below `path`.
-fn backed(line: &str, path: &Path, inodes: &BTreeSet<(u64, u64)>) -> Option<String> {
-    // losetup pads the numbers, and its raw form escapes the padding.
-    let line = line.replace("\\x20", "");
-    let mut words = line.splitn(4, ' ');
-    let (name, inode, device) = (words.next()?, words.next()?.parse::<u64>().ok()?, words.next()?);
-    let file = words.next().unwrap_or("");
-    let (major, minor) = device.split_once(':')?;
-    let device = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?);
-    let inside = inodes.contains(&(device, inode)) || Path::new(file).starts_with(path);
-    inside.then(|| name.to_owned())
-}
-
-fn collect_inodes(path: &Path, into: &mut BTreeSet<(u64, u64)>) {
+fn collect_files(path: &Path, into: &mut BTreeSet<FileId>) {
     let Ok(entries) = std::fs::read_dir(path) else {
         return;
     };
     for entry in entries.flatten() {
         match entry.metadata() {
-            Ok(meta) if meta.is_dir() => collect_inodes(&entry.path(), into),
-            Ok(meta) => drop(into.insert((meta.dev(), meta.ino()))),
+            Ok(meta) if meta.is_dir() => collect_files(&entry.path(), into),
+            Ok(meta) => drop(into.insert(file_id(&meta))),
             Err(_) => {}
         }
+    }
+}
+
+/// Notes in `folder` which of its files have no name any more while a loop device holds them: no look at the folder finds those
+/// devices, and another cluster calls its files alike.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn note_nameless(folder: &Path, files: &BTreeSet<FileId>) -> Result<(), ClusterError> {
+    if nameless(folder)? == *files {
+        return Ok(());
+    }
+    let (path, fresh) = (folder.join(NAMELESS), folder.join(format!("{NAMELESS}.new")));
+    let text = serde_json::to_string(files).map_err(|error| at(&path, "write")(error.into()))?;
+    std::fs::write(&fresh, text).map_err(at(&fresh, "write"))?;
+    std::fs::rename(&fresh, &path).map_err(at(&path, "rename"))
+}
+
+/// The files that were noted in `folder`.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn nameless(folder: &Path) -> Result<BTreeSet<FileId>, ClusterError> {
+    let path = folder.join(NAMELESS);
+    match std::fs::read_to_string(&path) {
+        // Cut short by a loss of power: the devices went with it.
+        Ok(text) => Ok(serde_json::from_str(&text).unwrap_or_default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(source) => Err(at(&path, "read")(source)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_loop_is_known_by_device_and_inode_whatever_its_path_is_called() {
-        let line = "/dev/loop0 9977924 \\x20\\x20\\x20\\x20\\x20254:0\\x20\\x20 /x.img (deleted)";
-        let inodes = BTreeSet::from([(nix::sys::stat::makedev(254, 0), 9_977_924)]);
-        assert_eq!(
-            backed(line, Path::new("/data"), &inodes).as_deref(),
-            Some("/dev/loop0")
-        );
-        assert_eq!(backed(line, Path::new("/data"), &BTreeSet::new()), None);
-    }
 
     #[test]
     fn a_tree_goes_and_its_link_targets_stay() {

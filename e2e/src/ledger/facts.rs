@@ -91,6 +91,11 @@ impl Facts {
                 && (self.memory.knows(file) || (inside && file.device == self.folder.device)))
     }
 
+    /// Files of this data folder that have no name any more: a loop device holds them.
+    pub fn nameless(&self) -> BTreeSet<FileId> {
+        self.memory.files().difference(&self.files).copied().collect()
+    }
+
     /// The loop devices over files of this data folder: number and backing file.
     pub fn own_loops(&self) -> BTreeSet<(u32, String)> {
         self.loops

@@ -22,6 +22,14 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// That of a reader who was told which files of the data folder have no name any more.
+    pub fn with_nameless(files: BTreeSet<FileId>) -> Self {
+        Self {
+            files,
+            ..Self::default()
+        }
+    }
+
     /// Learns what `facts` show, and tells them what was known before.
     pub fn learn(&mut self, facts: &mut Facts) {
         facts.memory = self.clone();
@@ -62,6 +70,10 @@ impl Memory {
         }
         owners::learn(&mut self.volumes, facts);
         facts.memory = self.clone();
+    }
+
+    pub(super) fn files(&self) -> &BTreeSet<FileId> {
+        &self.files
     }
 
     pub(super) fn knows(&self, file: FileId) -> bool {
