@@ -14,7 +14,7 @@ pub struct Row {
     pub message: String,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// How long it waited meanwhile.
+    /// How long it waited meanwhile, for one thing or for several at once.
     pub waited_ms: u64,
 }
 
@@ -55,7 +55,7 @@ impl Summary {
 /// Folds events into a summary; an event stream that was cut gives what it has.
 pub fn fold(events: &[Event]) -> Summary {
     let mut summary = Summary::default();
-    let mut waited: BTreeMap<String, u64> = BTreeMap::new();
+    let mut waits: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
     for event in events {
         let scenario = event.scenario.clone().unwrap_or_default();
         // Of a run that was interrupted nothing tells its end.
@@ -72,13 +72,16 @@ pub fn fold(events: &[Event]) -> Summary {
                 summary.timers.clone_from(timers);
             }
             What::Step { name, took_ms } => summary.steps.push((name.clone(), *took_ms)),
-            What::Waited { took_ms, .. } => *waited.entry(scenario).or_insert(0) += took_ms,
+            What::Waited { took_ms, .. } => {
+                let span = (event.at_ms.saturating_sub(*took_ms), event.at_ms);
+                waits.entry(scenario).or_default().push(span);
+            }
             What::ScenarioEnded {
                 outcome,
                 message,
                 took_ms,
             } => summary.rows.push(Row {
-                waited_ms: waited.remove(&scenario).unwrap_or(0),
+                waited_ms: covered(waits.remove(&scenario).unwrap_or_default()),
                 name: scenario,
                 outcome: *outcome,
                 message: message.clone(),
@@ -97,6 +100,18 @@ pub fn fold(events: &[Event]) -> Summary {
         }
     }
     summary
+}
+
+/// How long at least one of the spans lasted.
+fn covered(mut spans: Vec<(u64, u64)>) -> u64 {
+    spans.sort_unstable();
+    let mut until = 0;
+    let mut sum = 0;
+    for (from, to) in spans {
+        sum += to.saturating_sub(from.max(until));
+        until = until.max(to);
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -123,5 +138,26 @@ mod tests {
         assert_eq!(of(&[Outcome::Broken, Outcome::Passed]), Outcome::Broken);
         assert_eq!(of(&[Outcome::Leaked, Outcome::Broken]), Outcome::Leaked);
         assert_eq!(of(&[Outcome::Leaked, Outcome::Failed]), Outcome::Failed);
+    }
+
+    #[test]
+    fn waits_side_by_side_count_once() {
+        let waited = |at_ms, took_ms| Event {
+            at_ms,
+            scenario: Some(String::from("s")),
+            what: What::Waited {
+                what: String::new(),
+                took_ms,
+            },
+        };
+        // From 0 to 4, 1 to 3, 3 to 6, and 8 to 9.
+        let events = [
+            waited(3, 2),
+            waited(4, 4),
+            waited(6, 3),
+            waited(9, 1),
+            ended("s", Outcome::Passed),
+        ];
+        assert_eq!(fold(&events).rows[0].waited_ms, 7);
     }
 }
