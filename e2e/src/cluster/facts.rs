@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use futures::future::try_join;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
 use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::kind::{Cluster, DATA_DIR, state};
 use super::kubelet::{self, KUBELET};
 use super::node;
-use super::objects::Listed;
+use super::objects::{self, Listed};
 use super::shared::Shared;
 use super::site::Site;
 use super::{ClusterError, at, call, chart, label};
@@ -94,6 +94,13 @@ impl Gatherer {
         self.learn(&mut facts);
         label::note_nameless(&state(&cluster.name), &facts.nameless())?;
         Ok(facts.own_loops())
+    }
+
+    /// Remembers whose volume a PV is: it may be gone before the next reading, and something of the volume not.
+    pub fn meets(&self, pv: &PersistentVolume) {
+        if let (Some(object), Ok(mut memory)) = (objects::volume(&self.site.driver, pv), self.memory.lock()) {
+            memory.meets(object);
+        }
     }
 
     async fn read(&self) -> Result<Facts, ClusterError> {

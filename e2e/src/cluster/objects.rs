@@ -153,7 +153,8 @@ impl Listed {
     }
 }
 
-fn volume(driver: &Driver, pv: &PersistentVolume) -> Option<Object> {
+/// What a ledger counts of a PV, if it is the driver's.
+pub(super) fn volume(driver: &Driver, pv: &PersistentVolume) -> Option<Object> {
     let spec = pv.spec.as_ref()?;
     let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver.name)?;
     let claim = claim_of(pv).map(|(namespace, name)| format!("{namespace}/{name}"));

@@ -32,11 +32,15 @@ const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (c, r, d) = (&site.client, recorder, &site.driver);
-    tasks.spawn(watch::<PersistentVolume>(
+    let remembering = Arc::clone(gatherer);
+    tasks.spawn(watch(
         c.clone(),
         r.clone(),
         Arc::clone(d),
-        pv_facts,
+        move |pv: &PersistentVolume, driver: &Driver| {
+            remembering.meets(pv);
+            pv_facts(pv, driver)
+        },
     ));
     tasks.spawn(watch::<PersistentVolumeClaim>(
         c.clone(),
@@ -72,7 +76,7 @@ async fn watch<K>(
     client: Client,
     recorder: Recorder,
     driver: Arc<Driver>,
-    facts: fn(&K, &Driver) -> Option<Facts>,
+    facts: impl Fn(&K, &Driver) -> Option<Facts>,
 ) where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
     K::DynamicType: Default,

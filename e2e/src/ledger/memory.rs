@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, FileId};
+use super::objects::Object;
 use super::owners;
 
 /// Grows with every reading of one cluster.
@@ -72,6 +73,11 @@ impl Memory {
         facts.memory = self.clone();
     }
 
+    /// Learns whose volume `object` is.
+    pub fn meets(&mut self, object: Object) {
+        owners::learn_objects(&mut self.volumes, &[object]);
+    }
+
     pub(super) fn files(&self) -> &BTreeSet<FileId> {
         &self.files
     }
@@ -87,5 +93,38 @@ impl Memory {
 
     pub(super) fn pod(&self, folder: &str) -> Option<&str> {
         self.pods.get(folder).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Kind;
+    use super::super::facts::BackendFile;
+    use super::*;
+
+    #[test]
+    fn whose_volume_it_was_is_known_after_its_pv_has_come_and_gone_between_two_readings() {
+        let mut memory = Memory::default();
+        memory.meets(Object {
+            kind: Kind::Pv,
+            name: String::from("pvc-71"),
+            uid: String::from("u-1"),
+            volume: String::from("3f9c"),
+            claim: String::from("t-81/data-0"),
+            owner: String::new(),
+            finalizers: Vec::new(),
+            terminating: false,
+        });
+        let mut facts = Facts {
+            backend: vec![BackendFile {
+                path: String::from("volumes/3f9c.img"),
+                text: String::new(),
+            }],
+            ..Facts::default()
+        };
+        memory.learn(&mut facts);
+        let ledger = facts.ledger();
+        let owners: Vec<&str> = ledger.entries.iter().map(|e| e.owner.as_str()).collect();
+        assert_eq!(owners, ["volume 3f9c, claim t-81/data-0"]);
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::backend;
 use super::entry::Kind;
 use super::facts::Facts;
+use super::objects::Object;
 use crate::id::folder_of;
 
 /// What is known of one volume.
@@ -36,7 +37,12 @@ pub(super) fn learn(known: &mut BTreeMap<String, Known>, facts: &Facts) {
                 .name = name;
         }
     }
-    for object in facts.objects.iter().filter(|o| o.kind == Kind::Pv) {
+    learn_objects(known, &facts.objects);
+}
+
+/// Adds what PVs and claims among `objects` tell.
+pub(super) fn learn_objects(known: &mut BTreeMap<String, Known>, objects: &[Object]) {
+    for object in objects.iter().filter(|o| o.kind == Kind::Pv) {
         let volume = known.entry(object.volume.clone()).or_default();
         volume.pv.clone_from(&object.name);
         if !object.claim.is_empty() {
@@ -44,7 +50,7 @@ pub(super) fn learn(known: &mut BTreeMap<String, Known>, facts: &Facts) {
         }
     }
     // The provisioner calls a volume, and later its PV, by the claim's UID.
-    for claim in facts.objects.iter().filter(|o| o.kind == Kind::Pvc) {
+    for claim in objects.iter().filter(|o| o.kind == Kind::Pvc) {
         let name = format!("pvc-{}", claim.uid);
         for volume in known.values_mut().filter(|v| v.name == name) {
             volume.claim.clone_from(&claim.name);
