@@ -585,6 +585,26 @@ fn free_loop_left_read_only() -> Result<(), Failed> {
     )
 }
 
+/// A driver cannot help it, and the kernel takes it away for the next user.
+fn flag_that_the_kernel_leaves() -> Result<(), Failed> {
+    let _alone = alone();
+    let mut world = World::new();
+    let before = world.ledger();
+    let device = Attached::last(&world.data("volumes/3f9c.img"))?;
+    tool("losetup", &["--detach"], &device.0)?;
+    tool(
+        "losetup",
+        &["--read-only", &device.name()],
+        &world.data("volumes/3f9c.img"),
+    )?;
+    world.ledger();
+    tool("losetup", &["--detach"], &device.0)?;
+    let found = diff(&before, &world.ledger());
+    check(found.is_empty(), || {
+        format!("no leak:\n{}", found.lines().join("\n"))
+    })
+}
+
 /// A mount of this test; gone at its end.
 struct Mounted(PathBuf);
 
@@ -653,6 +673,9 @@ fn main() -> ExitCode {
     }));
     trials.push(trial("loop_devices_go_with_their_cluster", &loops, |()| {
         loop_devices_go_with_their_cluster()
+    }));
+    trials.push(trial("flag_that_the_kernel_leaves", &loops, |()| {
+        flag_that_the_kernel_leaves()
     }));
     trials.push(trial("free_loop_left_read_only", &loops, |()| {
         free_loop_left_read_only()

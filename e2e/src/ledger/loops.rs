@@ -249,6 +249,7 @@ mod tests {
             vec![free(0, true), free(1, false), free(2, false)],
         ));
         let (mut zero, mut one) = (over(0, "/v/aa.img", 11), over(1, "/v/aa.img", 11));
+        memory.learn(&mut facts(&[11], vec![one.clone()]));
         (zero.read_only, one.read_only) = (true, true);
         memory.learn(&mut facts(&[11], vec![zero, one, over(2, "/home/x.img", 98)]));
         let mut later = facts(&[11], vec![free(0, true), free(1, true), free(2, true)]);
@@ -257,6 +258,33 @@ mod tests {
             numbers(&later),
             [(Kind::LoopFlag, String::from("/dev/loop1, free, read-only"))]
         );
+    }
+
+    #[test]
+    fn the_flag_that_the_kernel_leaves_after_a_read_only_device_is_no_leak() {
+        let mut memory = Memory::default();
+        let mut reader = over(1, "/v/aa.img", 11);
+        reader.read_only = true;
+        let one_of = |memory: &mut Memory, device: Loop| {
+            let mut now = facts(&[11, 12], vec![device]);
+            memory.learn(&mut now);
+            numbers(&now).first().map(|(kind, _)| *kind)
+        };
+        // A writable device before it, whose end left no flag, is another use.
+        for device in [over(1, "/v/aa.img", 11), free(1, false), reader.clone()] {
+            one_of(&mut memory, device);
+        }
+        assert_eq!(one_of(&mut memory, free(1, true)), None);
+        // So is one that was free too shortly to be seen.
+        one_of(&mut memory, over(1, "/v/bb.img", 12));
+        one_of(&mut memory, reader.clone());
+        assert_eq!(one_of(&mut memory, free(1, true)), None);
+        // One that was set on a writable device stays where the next user is a reader.
+        one_of(&mut memory, over(1, "/v/aa.img", 11));
+        one_of(&mut memory, reader.clone());
+        assert_eq!(one_of(&mut memory, free(1, true)), Some(Kind::LoopFlag));
+        one_of(&mut memory, reader);
+        assert_eq!(one_of(&mut memory, free(1, true)), Some(Kind::LoopFlag));
     }
 
     #[test]

@@ -13,13 +13,25 @@ pub struct Memory {
     /// Files that were in the data folder, and that a loop device still holds.
     files: BTreeSet<FileId>,
     /// Numbers of loop devices that carried a file of the data folder, and nobody else's since.
-    numbers: BTreeSet<u32>,
+    numbers: BTreeMap<u32, Use>,
     /// Numbers that were free and read-only before they carried one.
     stuck: BTreeSet<u32>,
     /// Pods by what kubelet calls their folder.
     pods: BTreeMap<String, String>,
     /// What is known of volumes, by id.
     pub(super) volumes: BTreeMap<String, owners::Known>,
+}
+
+/// The last use of a number by a file of the data folder.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Use {
+    /// The file.
+    file: Option<FileId>,
+    /// Once the number is free again: whether it is read-only.
+    left: Option<bool>,
+    /// Whether a flag on the free number is somebody's doing. The kernel itself leaves one after a device that was
+    /// read-only from its beginning, and takes it away for the next user, which it does not with one that was set later.
+    counts: bool,
 }
 
 impl Memory {
@@ -37,8 +49,16 @@ impl Memory {
         for one in &facts.loops {
             match (one.backing.is_some(), facts.owns(one)) {
                 (true, true) => {
-                    self.numbers.insert(one.number);
+                    let last = self.numbers.entry(one.number).or_default();
+                    // Between two readings it may have been free, without one.
+                    let new = last.file != one.file;
+                    if last.left.is_some() || new {
+                        last.counts &= last.left.unwrap_or(false);
+                        last.left = None;
+                        last.file = one.file;
+                    }
                     if !one.read_only {
+                        last.counts = true;
                         self.stuck.remove(&one.number);
                     }
                 }
@@ -46,13 +66,16 @@ impl Memory {
                     self.numbers.remove(&one.number);
                     self.stuck.remove(&one.number);
                 }
-                (false, _) if !one.read_only => {
-                    self.stuck.remove(&one.number);
+                (false, _) => {
+                    if let Some(last) = self.numbers.get_mut(&one.number) {
+                        last.left = Some(one.read_only);
+                    } else if one.read_only {
+                        self.stuck.insert(one.number);
+                    }
+                    if !one.read_only {
+                        self.stuck.remove(&one.number);
+                    }
                 }
-                (false, _) if !self.numbers.contains(&one.number) => {
-                    self.stuck.insert(one.number);
-                }
-                (false, _) => {}
             }
         }
         // An inode that is free again may become anybody's; one that a loop device holds cannot.
@@ -88,7 +111,7 @@ impl Memory {
 
     /// Whether the read-only flag of a free device was left by the driver.
     pub(super) fn left_flag(&self, number: u32) -> bool {
-        self.numbers.contains(&number) && !self.stuck.contains(&number)
+        self.numbers.get(&number).is_some_and(|last| last.counts) && !self.stuck.contains(&number)
     }
 
     pub(super) fn pod(&self, folder: &str) -> Option<&str> {
