@@ -8,6 +8,9 @@ use crate::cluster::driver::Driver;
 use crate::cluster::kind::Timers;
 use crate::cluster::node_image::Way;
 
+/// On two cores more at once are no faster: each takes longer.
+pub const JOBS: u32 = 4;
+
 /// Proves on real clusters that a CSI driver loses nothing and leaks nothing across failover.
 #[derive(Debug, Parser)]
 #[command(
@@ -241,8 +244,8 @@ pub struct RunArgs {
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Scenarios at once
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub jobs: Option<u32>,
+    #[arg(long, short, value_name = "N", default_value_t = JOBS, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: u32,
     /// How often each scenario runs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,

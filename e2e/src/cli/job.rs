@@ -144,8 +144,7 @@ impl Run<'_> {
             folder: self.folder.to_owned(),
             image: ready.image,
         };
-        let jobs = usize::try_from(self.args.jobs.unwrap_or(4)).unwrap_or(4);
-        run_all(&runner, self.chosen, jobs, self.args.repeat).await;
+        run_all(&runner, self.chosen, self.args.jobs as usize, self.args.repeat).await;
         if let Some(lookout) = lookout {
             lookout.close().await?;
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 
-use super::args::{ClusterArgs, Keep, ReplayArgs, RunArgs, TargetArgs};
+use super::args::{ClusterArgs, JOBS, Keep, ReplayArgs, RunArgs, TargetArgs};
 use super::exit::Exit;
 use super::job::{Run, sweep, told_to_stop};
 use super::target::{self, Target};
@@ -100,7 +100,7 @@ pub async fn replay(args: ReplayArgs) -> anyhow::Result<Exit> {
         seed: run.seed,
         keep: Keep::Never,
         output: None,
-        jobs: None,
+        jobs: JOBS,
         repeat: 1,
     };
     start(&args, &chosen).await
