@@ -9,6 +9,7 @@ use super::args::TargetArgs;
 use crate::cluster::driver::Driver;
 use crate::cluster::existing::{self, Existing};
 use crate::cluster::kind::{self, Cluster};
+use crate::cluster::news::News;
 use crate::cluster::site::Site;
 use crate::progress::{Progress, consents};
 
@@ -79,6 +80,7 @@ pub(super) async fn named(args: &TargetArgs, progress: &Progress) -> anyhow::Res
         workers,
         lookout: None,
         host: None,
+        news: News::default(),
     };
     Ok(Named::Existing(Box::new(Found { cluster, site })))
 }

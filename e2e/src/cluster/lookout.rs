@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::kubelet::KUBELET;
+use super::news::News;
 use super::wait::{self, Look};
 use super::{ClusterError, condition, saying};
 use crate::clock::Limit;
@@ -126,7 +127,7 @@ pub async fn close(client: &Client, (key, value): (&str, &str)) -> Result<(), Cl
         Err(error) => return Err(api("delete the namespace of the lookout")(error)),
     }
     let what = format!("namespace {NAMESPACE} is gone");
-    Ok(wait::gone(&namespaces, &what, NAMESPACE, Limit::DELETE).await?)
+    Ok(wait::gone(&News::default(), &namespaces, &what, NAMESPACE, Limit::DELETE).await?)
 }
 
 fn api(doing: &'static str) -> impl FnOnce(kube::Error) -> ClusterError {

@@ -17,6 +17,7 @@ pub mod kubelet;
 pub mod label;
 mod libraries;
 pub mod lookout;
+pub mod news;
 pub mod node;
 pub mod node_image;
 pub mod node_logs;

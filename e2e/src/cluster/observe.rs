@@ -10,7 +10,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
 use kube::runtime::watcher::{self, Event as Seen, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
@@ -31,37 +31,20 @@ const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// Starts watching; it ends when the returned set is dropped.
 pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let (c, r, d) = (&site.client, recorder, &site.driver);
     let remembering = Arc::clone(gatherer);
     tasks.spawn(watch(
-        c.clone(),
-        r.clone(),
-        Arc::clone(d),
+        site,
+        recorder,
         move |pv: &PersistentVolume, driver: &Driver| {
             remembering.meets(pv);
             pv_facts(pv, driver)
         },
     ));
-    tasks.spawn(watch::<PersistentVolumeClaim>(
-        c.clone(),
-        r.clone(),
-        Arc::clone(d),
-        pvc_facts,
-    ));
-    tasks.spawn(watch::<VolumeAttachment>(
-        c.clone(),
-        r.clone(),
-        Arc::clone(d),
-        attachment_facts,
-    ));
-    tasks.spawn(watch::<Pod>(c.clone(), r.clone(), Arc::clone(d), pod_facts));
-    tasks.spawn(watch::<CSINode>(
-        c.clone(),
-        r.clone(),
-        Arc::clone(d),
-        csi_node_facts,
-    ));
-    tasks.spawn(watch::<Lease>(c.clone(), r.clone(), Arc::clone(d), lease_facts));
+    tasks.spawn(watch::<PersistentVolumeClaim, _>(site, recorder, pvc_facts));
+    tasks.spawn(watch::<VolumeAttachment, _>(site, recorder, attachment_facts));
+    tasks.spawn(watch::<Pod, _>(site, recorder, pod_facts));
+    tasks.spawn(watch::<CSINode, _>(site, recorder, csi_node_facts));
+    tasks.spawn(watch::<Lease, _>(site, recorder, lease_facts));
     let Some(cluster) = &site.host else {
         return tasks;
     };
@@ -72,65 +55,91 @@ pub async fn start(site: &Site, gatherer: &Arc<Gatherer>, recorder: &Recorder) -
     tasks
 }
 
-async fn watch<K>(
-    client: Client,
-    recorder: Recorder,
-    driver: Arc<Driver>,
-    facts: impl Fn(&K, &Driver) -> Option<Facts>,
-) where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-    K::DynamicType: Default,
+/// Watches the objects of `K`: what `facts` finds in them goes into the history, and after that whoever waits for them hears.
+fn watch<K, F>(site: &Site, recorder: &Recorder, facts: F) -> impl Future<Output = ()> + Send + use<K, F>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    F: Fn(&K, &Driver) -> Option<Facts> + Send,
 {
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let mut known: BTreeMap<String, (K, Facts)> = BTreeMap::new();
-    let mut listed: BTreeSet<String> = BTreeSet::new();
-    let tell = |change, object: &K, facts: Facts| {
-        recorder.record(
-            None,
-            What::Object {
-                change,
-                kind: kind.clone(),
-                namespace: object.namespace().unwrap_or_default(),
-                name: object.name_any(),
-                facts,
-            },
-        );
-    };
-    let mut stream = std::pin::pin!(watcher(Api::<K>::all(client), watcher::Config::default()));
-    while let Some(seen) = stream.next().await {
-        match seen {
-            Ok(Seen::Apply(object) | Seen::InitApply(object)) => {
-                let Some(now) = facts(&object, &driver) else {
-                    continue;
-                };
-                let uid = object.uid().unwrap_or_default();
-                listed.insert(uid.clone());
-                // Most writes change nothing that a verdict needs, such as a heartbeat.
-                if known.get(&uid).is_none_or(|(_, before)| *before != now) {
-                    tell(Change::Present, &object, now.clone());
-                }
-                known.insert(uid, (object, now));
-            }
-            Ok(Seen::Delete(object)) => {
-                if let Some((_, before)) = known.remove(&object.uid().unwrap_or_default()) {
-                    tell(Change::Gone, &object, before);
-                }
-            }
-            Ok(Seen::Init) => listed.clear(),
-            Ok(Seen::InitDone) => {
-                let gone: Vec<String> = known
-                    .keys()
-                    .filter(|uid| !listed.contains(*uid))
-                    .cloned()
-                    .collect();
-                for uid in gone {
-                    if let Some((object, before)) = known.remove(&uid) {
-                        tell(Change::Gone, &object, before);
+    let (client, driver, recorder) = (site.client.clone(), Arc::clone(&site.driver), recorder.clone());
+    let teller = site.news.teller::<K>();
+    async move {
+        let mut sight = Sight::new(recorder);
+        let mut stream = std::pin::pin!(watcher(Api::<K>::all(client), watcher::Config::default()));
+        while let Some(seen) = stream.next().await {
+            match seen {
+                Ok(Seen::Apply(object) | Seen::InitApply(object)) => {
+                    if let Some(facts) = facts(&object, &driver) {
+                        sight.present(&object, facts);
                     }
+                    teller.tell(&object);
                 }
+                Ok(Seen::Delete(object)) => {
+                    sight.gone(&object.uid().unwrap_or_default());
+                    teller.tell(&object);
+                }
+                Ok(Seen::Init) => sight.listed.clear(),
+                Ok(Seen::InitDone) => sight.unlisted().iter().for_each(|object| teller.tell(object)),
+                Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "the watch is taken up again"),
             }
-            Err(error) => tracing::debug!(%error, kind, "the watch is taken up again"),
         }
+    }
+}
+
+/// The objects of one kind as they were last seen.
+struct Sight<K> {
+    recorder: Recorder,
+    known: BTreeMap<String, (K, Facts)>,
+    /// Those of the list that is being read, by UID.
+    listed: BTreeSet<String>,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone> Sight<K> {
+    fn new(recorder: Recorder) -> Self {
+        Self {
+            recorder,
+            known: BTreeMap::new(),
+            listed: BTreeSet::new(),
+        }
+    }
+
+    fn present(&mut self, object: &K, now: Facts) {
+        let uid = object.uid().unwrap_or_default();
+        self.listed.insert(uid.clone());
+        // Most writes change nothing that a verdict needs, such as a heartbeat.
+        if self.known.get(&uid).is_none_or(|(_, before)| *before != now) {
+            self.record(Change::Present, object, now.clone());
+        }
+        self.known.insert(uid, (object.clone(), now));
+    }
+
+    fn gone(&mut self, uid: &str) -> Option<K> {
+        let (object, before) = self.known.remove(uid)?;
+        self.record(Change::Gone, &object, before);
+        Some(object)
+    }
+
+    /// Those that went while the watch was broken off.
+    fn unlisted(&mut self) -> Vec<K> {
+        let listed = &self.listed;
+        let gone: Vec<String> = self
+            .known
+            .keys()
+            .filter(|uid| !listed.contains(*uid))
+            .cloned()
+            .collect();
+        gone.iter().filter_map(|uid| self.gone(uid)).collect()
+    }
+
+    fn record(&self, change: Change, object: &K, facts: Facts) {
+        let told = What::Object {
+            change,
+            kind: K::kind(&()).into_owned(),
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+            facts,
+        };
+        self.recorder.record(None, told);
     }
 }
 

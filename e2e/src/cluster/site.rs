@@ -7,6 +7,7 @@ use super::ClusterError;
 use super::driver::Driver;
 use super::kind::Cluster;
 use super::lookout::Lookout;
+use super::news::News;
 
 /// Where scenarios run and faults act.
 #[derive(Clone)]
@@ -21,6 +22,8 @@ pub struct Site {
     pub lookout: Option<Lookout>,
     /// Its nodes on this machine; a cluster elsewhere has none.
     pub host: Option<Arc<Cluster>>,
+    /// What those who watch it tell those who wait.
+    pub news: News,
 }
 
 impl Site {
@@ -36,6 +39,7 @@ impl Site {
             workers,
             lookout: None,
             host: Some(cluster),
+            news: News::default(),
         }
     }
 

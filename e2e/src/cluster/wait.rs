@@ -1,10 +1,12 @@
 //! The one way to wait: a condition, a bound, and the last state seen when it runs out.
 use std::time::{Duration, Instant};
 
-use kube::Api;
+use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
+use super::news::{Listener, News};
 use crate::clock::Limit;
 
 /// One look at something that is waited for.
@@ -38,17 +40,22 @@ pub struct WaitError {
 ///
 /// # Errors
 /// With the last state seen, when the bound has passed or the condition can no longer come true.
-pub async fn until<T, F, Fut>(what: &str, limit: Duration, mut look: F) -> Result<T, WaitError>
+pub async fn until<T, F, Fut>(what: &str, limit: Duration, look: F) -> Result<T, WaitError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Look<T>>,
+{
+    told(Listener::deaf(), what, limit, look).await
+}
+
+async fn told<T, F, Fut>(mut news: Listener, what: &str, limit: Duration, mut look: F) -> Result<T, WaitError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Look<T>>,
 {
     let since = Instant::now();
-    let mut ticks = tokio::time::interval(Limit::LOOK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = String::from("nothing");
     loop {
-        ticks.tick().await;
         let (at, never) = match tokio::time::timeout(Limit::REQUEST.min(limit), look()).await {
             Ok(Look::Holds(value)) => return Ok(value),
             Ok(Look::NotYet(seen)) => {
@@ -70,6 +77,9 @@ where
                 never,
             });
         }
+        let patience = news.patience().min(limit.saturating_sub(since.elapsed()));
+        // Whether there is news or time has passed: the next look tells.
+        let _ = tokio::time::timeout(patience, news.changed()).await;
     }
 }
 
@@ -78,6 +88,7 @@ where
 /// # Errors
 /// Those of [`until`].
 pub async fn object<K, T>(
+    news: &News,
     api: &Api<K>,
     what: &str,
     name: &str,
@@ -85,12 +96,36 @@ pub async fn object<K, T>(
     condition: impl Fn(&K) -> Look<T>,
 ) -> Result<T, WaitError>
 where
-    K: Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
-    until(what, limit, || async {
+    let news = news.of::<K>(api.namespace().unwrap_or_default(), Some(name));
+    told(news, what, limit, || async {
         match api.get_opt(name).await {
             Ok(Some(object)) => condition(&object),
             Ok(None) => Look::NotYet(format!("there is no {name}")),
+            Err(error) => Look::NotYet(format!("the API server: {error}")),
+        }
+    })
+    .await
+}
+
+/// Waits until the objects that `api` lists are as `condition` wants them; an API server that does not answer is waited for too.
+///
+/// # Errors
+/// Those of [`until`].
+pub async fn objects<K, T>(
+    news: &News,
+    api: &Api<K>,
+    what: &str,
+    limit: Duration,
+    condition: impl Fn(&[K]) -> Look<T>,
+) -> Result<T, WaitError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    told(news.of::<K>("", None), what, limit, || async {
+        match api.list(&ListParams::default()).await {
+            Ok(list) => condition(&list.items),
             Err(error) => Look::NotYet(format!("the API server: {error}")),
         }
     })
@@ -101,11 +136,18 @@ where
 ///
 /// # Errors
 /// Those of [`until`], with the finalizers that hold the object.
-pub async fn gone<K>(api: &Api<K>, what: &str, name: &str, limit: Duration) -> Result<(), WaitError>
+pub async fn gone<K>(
+    news: &News,
+    api: &Api<K>,
+    what: &str,
+    name: &str,
+    limit: Duration,
+) -> Result<(), WaitError>
 where
-    K: Clone + DeserializeOwned + std::fmt::Debug + kube::Resource,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
-    until(what, limit, || async {
+    let news = news.of::<K>(api.namespace().unwrap_or_default(), Some(name));
+    told(news, what, limit, || async {
         match api.get_opt(name).await {
             Ok(None) => Look::Holds(()),
             Ok(Some(object)) => Look::NotYet(format!(
@@ -126,7 +168,7 @@ where
 /// A namespaced API, by its kind.
 pub fn api<K>(client: &kube::Client, namespace: &str) -> Api<K>
 where
-    K: kube::Resource<Scope = NamespaceResourceScope>,
+    K: Resource<Scope = NamespaceResourceScope>,
     K::DynamicType: Default,
 {
     Api::namespaced(client.clone(), namespace)

@@ -172,7 +172,7 @@ async fn kill(site: &Site, victim: &Container, held: Held) -> Result<String, Fau
     drop(held);
     let what = format!("{} of {} is another container", victim.name, victim.pod);
     let look = |pod: &Pod| replaced(pod, victim);
-    Ok(wait::object(&site.pods(), &what, &victim.pod, Limit::FAULT, look).await?)
+    Ok(wait::object(&site.news, &site.pods(), &what, &victim.pod, Limit::FAULT, look).await?)
 }
 
 fn replaced(pod: &Pod, victim: &Container) -> Look<String> {
@@ -302,6 +302,7 @@ async fn stop_kubelet(site: &Site, name: &str, held: Held) -> Result<String, Fau
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(site.client.clone());
     let what = format!("node {name} is ready");
     wait::object(
+        &site.news,
         &nodes,
         &what,
         name,

@@ -31,7 +31,7 @@ pub async fn lose(site: &Site, node: &str, how: Loss) -> Result<String, FaultErr
         Look::Holds(()) => Look::NotYet(String::from("it is ready")),
         Look::NotYet(seen) | Look::Never(seen) => Look::Holds(seen),
     };
-    let seen = wait::object(&nodes(site), &what, node, Limit::FAULT, look).await?;
+    let seen = wait::object(&site.news, &nodes(site), &what, node, Limit::FAULT, look).await?;
     set_taint(site, node, true).await?;
     Ok(format!("node {node}: {verb}, {seen}; marked out of service"))
 }
@@ -67,6 +67,7 @@ pub async fn bring_back(site: &Site, node: &str) -> Result<(), FaultError> {
     }
     let what = format!("node {node} is ready");
     wait::object(
+        &site.news,
         &nodes(site),
         &what,
         node,

@@ -202,7 +202,10 @@ async fn released(run: &Run, claim: &Claim) -> Result<(), ActError> {
     };
     Ok(run
         .context
-        .waited(&what, wait::object(&volumes, &what, name, Limit::DELETE, look))
+        .waited(
+            &what,
+            wait::object(&run.context.news, &volumes, &what, name, Limit::DELETE, look),
+        )
         .await?)
 }
 

@@ -276,6 +276,7 @@ impl Runner {
             scenario: scenario.clone(),
             context: Context {
                 client: self.site.client.clone(),
+                news: self.site.news.clone(),
                 driver: Arc::clone(&self.site.driver),
                 run: self.run.clone(),
                 namespace,

@@ -73,7 +73,10 @@ async fn limit_of(run: &Run, node: &str) -> Result<u32, ActError> {
     };
     Ok(run
         .context
-        .waited(&what, wait::object(&nodes, &what, node, Limit::CALL, look))
+        .waited(
+            &what,
+            wait::object(&run.context.news, &nodes, &what, node, Limit::CALL, look),
+        )
         .await?)
 }
 

@@ -35,7 +35,14 @@ pub(super) async fn second_attachment(run: &Run, spec: &VolumeSpec) -> Result<()
     let refused = context
         .waited(
             &what,
-            wait::object(&attachments, &what, &name, Limit::ATTACH, is_refused),
+            wait::object(
+                &context.news,
+                &attachments,
+                &what,
+                &name,
+                Limit::ATTACH,
+                is_refused,
+            ),
         )
         .await;
     context

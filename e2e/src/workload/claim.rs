@@ -165,7 +165,10 @@ impl Claim {
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
         let what = format!("claim {} {what}", self.name);
         context
-            .waited(&what, wait::object(&claims, &what, &self.name, limit, look))
+            .waited(
+                &what,
+                wait::object(&context.news, &claims, &what, &self.name, limit, look),
+            )
             .await
     }
 

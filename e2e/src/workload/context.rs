@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::clock::Limit;
 use crate::cluster::ClusterError;
 use crate::cluster::driver::{Class, Driver};
+use crate::cluster::news::News;
 use crate::cluster::wait::{self, WaitError};
 use crate::history::{Recorder, What};
 
@@ -22,6 +23,8 @@ pub const RUN_LABEL: &str = "holdfast.run/run";
 pub struct Context {
     /// The API server.
     pub client: Client,
+    /// What those who watch it tell those who wait.
+    pub news: News,
     /// The driver under test.
     pub driver: Arc<Driver>,
     /// The run, by which its namespaces are told from others.
@@ -97,6 +100,7 @@ impl Context {
         self.waited(
             "service account of the namespace",
             wait::object(
+                &self.news,
                 &accounts,
                 "service account of the namespace",
                 "default",
@@ -156,7 +160,7 @@ impl Context {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
         let what = format!("{} {name} is gone", K::kind(&()));
-        self.waited(&what, wait::gone(api, &what, name, Limit::DELETE))
+        self.waited(&what, wait::gone(&self.news, api, &what, name, Limit::DELETE))
             .await
     }
 

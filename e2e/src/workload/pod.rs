@@ -1,7 +1,7 @@
 //! A pod that uses a claim: where it runs, when it does, and until its volume is detached.
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
@@ -173,7 +173,14 @@ impl Consumer {
     pub async fn running(&mut self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         let what = format!("pod {} runs", self.name);
-        let ready = wait::object(&pods, &what, &self.name, Limit::POD, condition::is_ready);
+        let ready = wait::object(
+            &context.news,
+            &pods,
+            &what,
+            &self.name,
+            Limit::POD,
+            condition::is_ready,
+        );
         let error = match context.waited(&what, ready).await {
             Ok(node) => {
                 self.node = node;
@@ -202,7 +209,10 @@ impl Consumer {
         let what = format!("pod {} waits: {why}", self.name);
         let look = |pod: &Pod| condition::is_unschedulable(pod, why);
         context
-            .waited(&what, wait::object(&pods, &what, &self.name, Limit::POD, look))
+            .waited(
+                &what,
+                wait::object(&context.news, &pods, &what, &self.name, Limit::POD, look),
+            )
             .await
     }
 
@@ -213,13 +223,9 @@ impl Consumer {
     pub async fn attached(&self, context: &Context, pv: &str) -> Result<String, WorkloadError> {
         let api: Api<VolumeAttachment> = Api::all(context.client.clone());
         let what = format!("{pv} is attached to {}", self.node);
-        let look = || async {
-            let list = match api.list(&ListParams::default()).await {
-                Ok(list) => list,
-                Err(error) => return Look::NotYet(format!("the API server: {error}")),
-            };
+        let look = |list: &[VolumeAttachment]| {
             let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
-            match list.items.iter().find(of) {
+            match list.iter().find(of) {
                 None => Look::NotYet(String::from("no attachment")),
                 Some(a) if a.spec.attacher != context.driver.name => {
                     Look::Never(format!("attacher {}", a.spec.attacher))
@@ -235,7 +241,10 @@ impl Consumer {
             }
         };
         context
-            .waited(&what, wait::until(&what, Limit::ATTACH, look))
+            .waited(
+                &what,
+                wait::objects(&context.news, &api, &what, Limit::ATTACH, look),
+            )
             .await
     }
 
@@ -274,36 +283,31 @@ impl Consumer {
     pub async fn detached(&self, context: &Context, pv: &str) -> Result<(), WorkloadError> {
         let api: Api<VolumeAttachment> = Api::all(context.client.clone());
         let what = format!("{pv} is detached");
-        let look = || async {
-            match api.list(&ListParams::default()).await {
-                Err(error) => Look::NotYet(format!("the API server: {error}")),
-                Ok(list) => {
-                    match list
-                        .items
-                        .iter()
-                        .find(|a| a.spec.source.persistent_volume_name.as_deref() == Some(pv))
-                    {
-                        None => Look::Holds(()),
-                        Some(a) => Look::NotYet(format!(
-                            "{} on {}, deletion {}, detach error {:?}",
-                            a.name_any(),
-                            a.spec.node_name,
-                            if a.metadata.deletion_timestamp.is_some() {
-                                "asked for"
-                            } else {
-                                "not asked for"
-                            },
-                            a.status
-                                .as_ref()
-                                .and_then(|s| s.detach_error.as_ref())
-                                .and_then(|e| e.message.clone())
-                        )),
-                    }
-                }
+        let look = |list: &[VolumeAttachment]| {
+            let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
+            match list.iter().find(of) {
+                None => Look::Holds(()),
+                Some(a) => Look::NotYet(format!(
+                    "{} on {}, deletion {}, detach error {:?}",
+                    a.name_any(),
+                    a.spec.node_name,
+                    if a.metadata.deletion_timestamp.is_some() {
+                        "asked for"
+                    } else {
+                        "not asked for"
+                    },
+                    a.status
+                        .as_ref()
+                        .and_then(|s| s.detach_error.as_ref())
+                        .and_then(|e| e.message.clone())
+                )),
             }
         };
         context
-            .waited(&what, wait::until(&what, Limit::DELETE, look))
+            .waited(
+                &what,
+                wait::objects(&context.news, &api, &what, Limit::DELETE, look),
+            )
             .await
     }
 }

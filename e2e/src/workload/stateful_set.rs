@@ -71,7 +71,10 @@ impl Moving {
         let what = format!("claim {name} exists");
         let look = |c: &PersistentVolumeClaim| Look::Holds(c.uid().unwrap_or_default());
         let uid = context
-            .waited(&what, wait::object(&claims, &what, &name, Limit::PROVISION, look))
+            .waited(
+                &what,
+                wait::object(&context.news, &claims, &what, &name, Limit::PROVISION, look),
+            )
             .await?;
         let mut claim = Claim {
             name,
@@ -101,7 +104,10 @@ impl Moving {
             Look::NotYet(seen) | Look::Never(seen) => Look::NotYet(seen),
         };
         context
-            .waited(&what, wait::object(&pods, &what, &name, Limit::POD, look))
+            .waited(
+                &what,
+                wait::object(&context.news, &pods, &what, &name, Limit::POD, look),
+            )
             .await
     }
 
