@@ -1,55 +1,64 @@
 //! What is full refuses clearly, and takes more once something was freed.
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use k8s_openapi::api::core::v1::Event as KubeEvent;
 use k8s_openapi::api::storage::v1::CSINode;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
-use super::act::{bound, bound_claim, remove_claim, remove_pod};
+use super::act::{bound, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
 use crate::cluster::wait::{self, Look};
-use crate::workload::{Claim, Consumer, Placement, VolumeSpec, WorkloadError, create_claim, create_pod};
+use crate::workload::{
+    Claim, Consumer, Placement, VolumeSpec, WorkloadError, create_claim, create_pod, create_pod_of_many,
+};
 
-/// As many pods as a node takes volumes, and one more, which waits until one of the others has gone.
+/// A node has as many volumes as it takes, one in a pod of its own and the others in another pod; the pod of one more waits
+/// until the first has gone.
 pub(super) async fn attach_limit(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     let context = &run.context;
     let node = run.worker(0);
+    let placement = Placement::On(node.clone());
     let limit = limit_of(run, &node).await?;
-    let mut users =
-        try_join_all((0..limit).map(|number| user(run, spec, format!("data-{number}"), &node))).await?;
-    let (claim, pod) = begin(run, spec, String::from("one-more"), &node).await?;
-    pod.not_scheduled(context, "max volume count").await?;
-    let (freed, freed_pod) = users.pop().ok_or_else(|| none("a user of a volume"))?;
-    remove_pod(run, &freed_pod, &freed).await?;
-    let mut pod = pod;
-    pod.running(context).await?;
-    users.push((claim, pod));
-    try_join_all(users.iter().map(|(claim, pod)| async {
-        remove_pod(run, pod, claim).await?;
-        remove_claim(run, claim).await
+    let names: Vec<String> = (0..limit).map(|number| format!("data-{number}")).collect();
+    let claims = try_join_all(names.iter().map(|name| bound_claim(run, name, spec))).await?;
+    let (freed, others) = claims.split_first().ok_or_else(|| none("room for a volume"))?;
+    let (freed_pod, mut pods) = try_join(
+        running_pod(run, "pod", freed, 1, &placement),
+        of_all(run, others, &placement),
+    )
+    .await?;
+    let more = bound_claim(run, "one-more", spec).await?;
+    let mut more_pod = create_pod(context, "one-more-pod", &more, 1, &placement).await?;
+    run.owns(&more_pod.uid);
+    more_pod.not_scheduled(context, "max volume count").await?;
+    remove_pod(run, &freed_pod, freed).await?;
+    more_pod.running(context).await?;
+
+    pods.push(more_pod);
+    try_join_all(pods.iter().map(|pod| async {
+        pod.delete(context).await?;
+        pod.gone(context).await
     }))
     .await?;
-    remove_claim(run, &freed).await
+    try_join_all(claims.iter().chain([&more]).map(|claim| async {
+        let pv = claim.pv.as_deref().unwrap_or_default();
+        freed_pod.detached(context, pv).await?;
+        remove_claim(run, claim).await
+    }))
+    .await
+    .map(drop)
 }
 
-async fn user(run: &Run, spec: &VolumeSpec, name: String, node: &str) -> Result<(Claim, Consumer), ActError> {
-    let (claim, mut pod) = begin(run, spec, name, node).await?;
-    pod.running(&run.context).await?;
-    Ok((claim, pod))
-}
-
-async fn begin(
-    run: &Run,
-    spec: &VolumeSpec,
-    name: String,
-    node: &str,
-) -> Result<(Claim, Consumer), ActError> {
-    let claim = bound_claim(run, &name, spec).await?;
-    let placement = Placement::On(node.to_owned());
-    let pod = create_pod(&run.context, &format!("{name}-pod"), &claim, 1, &placement).await?;
+/// A running pod with all of `claims`; none where there is none.
+async fn of_all(run: &Run, claims: &[Claim], placement: &Placement) -> Result<Vec<Consumer>, ActError> {
+    let Some((first, others)) = claims.split_first() else {
+        return Ok(Vec::new());
+    };
+    let mut pod = create_pod_of_many(&run.context, "pod-of-many", first, others, 1, placement).await?;
     run.owns(&pod.uid);
-    Ok((claim, pod))
+    pod.running(&run.context).await?;
+    Ok(vec![pod])
 }
 
 fn none(what: &str) -> ActError {

@@ -11,6 +11,6 @@ mod stateful_set;
 pub use claim::{Claim, clone_claim, create_claim, pre_provisioned};
 pub use context::{Context, RUN_LABEL, WorkloadError};
 pub use plant::Plant;
-pub use pod::{Consumer, Placement, create_pod, create_reader};
+pub use pod::{Consumer, Placement, create_pod, create_pod_of_many, create_reader};
 pub use spec::{Access, Mode, VolumeSpec, Workload};
 pub use stateful_set::Moving;

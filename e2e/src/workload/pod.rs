@@ -122,6 +122,45 @@ pub async fn create_reader(
     create(context, name, claim, spec, placement).await
 }
 
+/// Makes a pod that writes `blocks` blocks to `claim`, and has `others` besides.
+///
+/// # Errors
+/// The API server's.
+pub async fn create_pod_of_many(
+    context: &Context,
+    name: &str,
+    claim: &Claim,
+    others: &[Claim],
+    blocks: u64,
+    placement: &Placement,
+) -> Result<Consumer, WorkloadError> {
+    let mut spec = spec(context, &claim.name, &claim.spec, blocks, placement);
+    for claim in others {
+        let volume = json!({"name": claim.name, "persistentVolumeClaim": {"claimName": claim.name}});
+        let (list, place) = match claim.spec.mode {
+            Mode::Filesystem => (
+                "volumeMounts",
+                json!({"name": claim.name, "mountPath": format!("{MOUNT}-{}", claim.name)}),
+            ),
+            Mode::Block => (
+                "volumeDevices",
+                json!({"name": claim.name, "devicePath": format!("{DEVICE}-{}", claim.name)}),
+            ),
+        };
+        push(&mut spec["volumes"], volume);
+        push(&mut spec["containers"][0][list], place);
+    }
+    create(context, name, claim, spec, placement).await
+}
+
+fn push(list: &mut Value, value: Value) {
+    if let Value::Array(list) = list {
+        list.push(value);
+    } else {
+        *list = json!([value]);
+    }
+}
+
 async fn create(
     context: &Context,
     name: &str,
