@@ -1,11 +1,13 @@
 //! Objects of the API that belong to volumes or to the driver: listed, then reduced to what a ledger needs.
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::try_join;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
 
 use super::condition::claim_of;
 use super::driver::Driver;
@@ -16,6 +18,13 @@ const COMPONENT: &str = "app.kubernetes.io/component";
 const NODE_PLUGIN: &str = "node";
 /// A static pod's folder is called by the hash of its file, which its mirror in the API carries here.
 const STATIC_POD: &str = "kubernetes.io/config.mirror";
+
+async fn list<K>(api: Api<K>) -> Result<Vec<K>, kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    Ok(api.list(&ListParams::default()).await?.items)
+}
 
 /// What the API server listed.
 #[derive(Clone, Debug)]
@@ -55,18 +64,23 @@ impl Listed {
     /// # Errors
     /// The API server's.
     pub async fn of(client: &Client, driver: &Driver) -> Result<Self, kube::Error> {
-        let all = ListParams::default();
+        // Side by side: the API server answers each only once it has heard from etcd that its cache is as new as the question.
+        let (volumes, attachments, claims, csi_nodes, leases, pods) = try_join!(
+            list(Api::all(client.clone())),
+            list(Api::all(client.clone())),
+            list(Api::all(client.clone())),
+            list(Api::all(client.clone())),
+            list(Api::namespaced(client.clone(), &driver.namespace)),
+            list(Api::all(client.clone())),
+        )?;
         Ok(Self {
             driver: driver.clone(),
-            volumes: Api::all(client.clone()).list(&all).await?.items,
-            attachments: Api::all(client.clone()).list(&all).await?.items,
-            claims: Api::all(client.clone()).list(&all).await?.items,
-            csi_nodes: Api::all(client.clone()).list(&all).await?.items,
-            leases: Api::namespaced(client.clone(), &driver.namespace)
-                .list(&all)
-                .await?
-                .items,
-            pods: Api::all(client.clone()).list(&all).await?.items,
+            volumes,
+            attachments,
+            claims,
+            csi_nodes,
+            leases,
+            pods,
         })
     }
 

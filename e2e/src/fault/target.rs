@@ -1,4 +1,6 @@
 //! Finds the containers that faults act on.
+use futures::future::try_join;
+use futures::{TryFutureExt, try_join};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::CSINode;
@@ -65,40 +67,16 @@ impl Site {
         Ok(found)
     }
 
-    /// The pod that holds the lease of a sidecar; leases are told apart by a word of their name.
+    /// The pod that holds the lease of a sidecar.
     pub(super) async fn leader(&self, sidecar: &str) -> Result<String, FaultError> {
+        let (leases, pods) = try_join(self.leases(), self.pods_of(CONTROLLER, None)).await?;
+        leader(sidecar, &leases, &pods)
+    }
+
+    async fn leases(&self) -> Result<Vec<Lease>, FaultError> {
         let leases: Api<Lease> = wait::api(&self.client, &self.driver.namespace);
-        let list = leases
-            .list(&ListParams::default())
-            .await
-            .map_err(FaultError::api("list leases"))?;
-        let is = |lease: &&Lease| {
-            let name = lease.name_any();
-            match sidecar {
-                "csi-attacher" => name.contains("attacher"),
-                "csi-resizer" => name.contains("resizer"),
-                _ => !name.contains("attacher") && !name.contains("resizer"),
-            }
-        };
-        let holder = list
-            .items
-            .iter()
-            .find(is)
-            .and_then(|l| l.spec.as_ref())
-            .and_then(|s| s.holder_identity.clone());
-        let holder = holder
-            .filter(|h| !h.is_empty())
-            .ok_or_else(|| FaultError::NoTarget {
-                what: format!("leader of {sidecar}"),
-            })?;
-        let pods = self.pods_of(CONTROLLER, None).await?;
-        // A holder is the host name, sometimes with a suffix.
-        pods.iter()
-            .map(ResourceExt::name_any)
-            .find(|pod| holder.contains(pod.as_str()))
-            .ok_or_else(|| FaultError::NoTarget {
-                what: format!("pod of the leader {holder} of {sidecar}"),
-            })
+        let list = leases.list(&ListParams::default()).await;
+        Ok(list.map_err(FaultError::api("list leases"))?.items)
     }
 
     /// One container of one pod.
@@ -112,6 +90,32 @@ impl Site {
             what: format!("container {name} of {pod}"),
         })
     }
+}
+
+/// Of the controller's `pods` the one that holds the lease of a sidecar; leases are told apart by a word of their name.
+fn leader(sidecar: &str, leases: &[Lease], pods: &[Pod]) -> Result<String, FaultError> {
+    let is = |lease: &&Lease| {
+        let name = lease.name_any();
+        match sidecar {
+            "csi-attacher" => name.contains("attacher"),
+            "csi-resizer" => name.contains("resizer"),
+            _ => !name.contains("attacher") && !name.contains("resizer"),
+        }
+    };
+    let lease = leases.iter().find(is).and_then(|lease| lease.spec.as_ref());
+    let holder = lease.and_then(|lease| lease.holder_identity.clone());
+    let holder = holder
+        .filter(|h| !h.is_empty())
+        .ok_or_else(|| FaultError::NoTarget {
+            what: format!("leader of {sidecar}"),
+        })?;
+    // A holder is the host name, sometimes with a suffix.
+    pods.iter()
+        .map(ResourceExt::name_any)
+        .find(|pod| holder.contains(pod.as_str()))
+        .ok_or_else(|| FaultError::NoTarget {
+            what: format!("pod of the leader {holder} of {sidecar}"),
+        })
 }
 
 pub(super) fn container(pod: &Pod, name: &str) -> Option<Container> {
@@ -145,22 +149,29 @@ pub async fn driver_ready(site: &Site) -> Result<(), FaultError> {
 
 async fn missing(site: &Site) -> Result<Option<String>, FaultError> {
     let all = ListParams::default();
-    let list = Api::<Node>::all(site.client.clone())
-        .list(&all)
-        .await
-        .map_err(FaultError::api("list nodes"))?;
-    for node in &list.items {
+    let (every_node, every_csi_node) = (
+        Api::<Node>::all(site.client.clone()),
+        Api::<CSINode>::all(site.client.clone()),
+    );
+    let (nodes, controllers, plugins, csi_nodes, leases) = try_join!(
+        every_node.list(&all).map_err(FaultError::api("list nodes")),
+        site.pods_of(CONTROLLER, None),
+        site.pods_of(NODE, None),
+        every_csi_node
+            .list(&all)
+            .map_err(FaultError::api("list CSINodes")),
+        site.leases(),
+    )?;
+    for node in &nodes.items {
         if !matches!(condition::is_node_ready(node), Look::Holds(())) {
             return Ok(Some(format!("node {} is not ready", node.name_any())));
         }
     }
-    let mut pods = Vec::new();
-    for component in [CONTROLLER, NODE] {
-        let found = site.pods_of(component, None).await?;
+    for (component, found) in [(CONTROLLER, &controllers), (NODE, &plugins)] {
         if found.is_empty() {
             return Ok(Some(format!("no pod of the {component}")));
         }
-        for pod in &found {
+        for pod in found {
             let name = pod.name_any();
             if pod.metadata.deletion_timestamp.is_some() {
                 return Ok(Some(format!("pod {name} is terminating")));
@@ -170,23 +181,20 @@ async fn missing(site: &Site) -> Result<Option<String>, FaultError> {
                 Look::NotYet(seen) | Look::Never(seen) => return Ok(Some(format!("pod {name}: {seen}"))),
             }
         }
-        pods.extend(found.iter().map(ResourceExt::name_any));
     }
-    let csi = Api::<CSINode>::all(site.client.clone())
-        .list(&all)
-        .await
-        .map_err(FaultError::api("list CSINodes"))?;
-    let plugins = site.pods_of(NODE, None).await?.len();
-    let registered = csi
+    let registered = csi_nodes
         .items
         .iter()
         .filter(|n| matches!(condition::has_driver(n, &site.driver.name), Look::Holds(_)))
         .count();
-    if registered < plugins {
-        return Ok(Some(format!("{registered} of {plugins} nodes have the driver")));
+    if registered < plugins.len() {
+        return Ok(Some(format!(
+            "{registered} of {} nodes have the driver",
+            plugins.len()
+        )));
     }
     for sidecar in ["csi-provisioner", "csi-attacher", "csi-resizer"] {
-        if let Err(error) = site.leader(sidecar).await {
+        if let Err(error) = leader(sidecar, &leases, &controllers) {
             return Ok(Some(error.to_string()));
         }
     }

@@ -151,6 +151,17 @@ fn wrong_fault(scenario: &Scenario) -> Option<String> {
     scenario.faults.iter().find_map(Fault::wrong)
 }
 
+/// Brings back what `scenario` took away.
+async fn healed(site: &Site, scenario: &Scenario) -> Result<(), FaultError> {
+    if scenario.stops_nodes() {
+        fault::heal(site).await?;
+    }
+    if scenario.is_exclusive() {
+        driver_ready(site).await?;
+    }
+    Ok(())
+}
+
 impl Runner {
     /// Runs one scenario as `name`; the outcome is in the history.
     pub async fn execute(&self, scenario: &Scenario, name: &str) {
@@ -172,6 +183,7 @@ impl Runner {
             let phase = phase.to_owned();
             self.recorder.record(Some(name), What::Phase { phase });
         };
+        let since = Instant::now();
         phase("prepare");
         if let Some(why) = wrong_exception(scenario).or_else(|| wrong_fault(scenario)) {
             return (Outcome::Broken, format!("prepare: {why}"));
@@ -196,14 +208,7 @@ impl Runner {
         };
 
         phase("settle");
-        let healed = if alone {
-            match fault::heal(&run.site).await {
-                Ok(()) => driver_ready(&run.site).await,
-                Err(error) => Err(error),
-            }
-        } else {
-            Ok(())
-        };
+        let healed = healed(&run.site, scenario).await;
         let tokens = (!alone).then(|| run.owned());
         let namespace = if acted.is_ok() {
             // That it goes is seen at the run's end: nothing of the next scenario needs to wait for it.
@@ -235,7 +240,9 @@ impl Runner {
         );
 
         phase("clean");
-        let kept = artefacts::write(self, &run, &diff).await;
+        // What happened before one that passed is in the folders of those before it.
+        let own = (outcome == Outcome::Passed).then(|| since.elapsed());
+        let kept = artefacts::write(self, &run, &diff, own).await;
         let cleaned = if acted.is_ok() {
             Ok(())
         } else {

@@ -1,7 +1,7 @@
 //! A scenario's data types. Unknown keys are errors: a misspelt one must not make a test weaker.
 use serde::{Deserialize, Serialize};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Victim};
 use crate::workload::Workload;
 
 /// The label of scenarios that run only if they are asked for.
@@ -51,6 +51,12 @@ impl Scenario {
     /// Whether it puts the suite to the test and not the driver.
     pub fn is_selftest(&self) -> bool {
         self.labels.iter().any(|label| label == SELFTEST)
+    }
+
+    /// Whether it stops a node or its kubelet, which then have to be brought back.
+    pub fn stops_nodes(&self) -> bool {
+        let kubelet = |fault: &Fault| fault.kill == Victim::Kubelet;
+        self.faults.iter().any(kubelet) || matches!(self.workload, Workload::Fence { .. })
     }
 
     /// Whether it disturbs others, and so runs alone.
