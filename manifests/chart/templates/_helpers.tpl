@@ -43,8 +43,8 @@ livenessProbe:
 - --leader-election
 - --leader-election-namespace={{ .Release.Namespace }}
 {{- if eq .Values.timers "fast" }}
-- --leader-election-lease-duration=8s
-- --leader-election-renew-deadline=5s
+- --leader-election-lease-duration=6s
+- --leader-election-renew-deadline=4s
 - --leader-election-retry-period=1s
 - --retry-interval-start=100ms
 - --retry-interval-max=2s
