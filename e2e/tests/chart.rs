@@ -236,7 +236,7 @@ fn timers(helm: &Helm) -> Result<(), Failed> {
         "--retry-interval-max=2s",
         "--kube-api-qps=100",
         "--kube-api-burst=200",
-        "--leader-election-lease-duration=8s",
+        "--leader-election-lease-duration=6s",
         "--leader-election-renew-deadline=5s",
         "--leader-election-retry-period=1s",
     ];
