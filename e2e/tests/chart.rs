@@ -237,7 +237,7 @@ fn timers(helm: &Helm) -> Result<(), Failed> {
         "--kube-api-qps=100",
         "--kube-api-burst=200",
         "--leader-election-lease-duration=6s",
-        "--leader-election-renew-deadline=5s",
+        "--leader-election-renew-deadline=4s",
         "--leader-election-retry-period=1s",
     ];
     for (set, expected) in [("timers=fast", true), ("timers=real", false)] {
