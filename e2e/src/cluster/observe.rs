@@ -109,8 +109,8 @@ impl<K: Resource<DynamicType = ()> + Clone> Sight<K> {
         // Most writes change nothing that a verdict needs, such as a heartbeat.
         if self.known.get(&uid).is_none_or(|(_, before)| *before != now) {
             self.record(Change::Present, object, now.clone());
+            self.known.insert(uid, (object.clone(), now));
         }
-        self.known.insert(uid, (object.clone(), now));
     }
 
     fn gone(&mut self, uid: &str) -> Option<K> {

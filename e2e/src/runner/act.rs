@@ -8,7 +8,7 @@ use super::phase::{self, Scene};
 use super::{clone, fencing, leaders, limits, modify, pinned, read_only, second};
 use crate::clock::Limit;
 use crate::cluster::driver::Class;
-use crate::cluster::wait::{self, Look};
+use crate::cluster::wait::Look;
 use crate::fault::{self, Fault, Held, Hold, Moment, Phase};
 use crate::history::What;
 use crate::workload::{
@@ -91,7 +91,7 @@ pub(super) async fn life(
     pod.delete(context).await?;
     strike(run, &[Phase::Unmounting, Phase::Detaching], &scene, held).await?;
     pod.gone(context).await?;
-    pod.detached(context, &pv).await?;
+    claim.detached(context).await?;
     if of_many.is_none() {
         read_elsewhere(run, &claim, acknowledged).await?;
     }
@@ -170,9 +170,7 @@ async fn expand(run: &Run, spec: &VolumeSpec, to: &str, online: bool) -> Result<
 pub(super) async fn remove_pod(run: &Run, pod: &Consumer, claim: &Claim) -> Result<(), ActError> {
     pod.delete(&run.context).await?;
     pod.gone(&run.context).await?;
-    Ok(pod
-        .detached(&run.context, claim.pv.as_deref().unwrap_or_default())
-        .await?)
+    Ok(claim.detached(&run.context).await?)
 }
 
 pub(super) async fn remove_claim(run: &Run, claim: &Claim) -> Result<(), ActError> {
@@ -202,10 +200,7 @@ async fn released(run: &Run, claim: &Claim) -> Result<(), ActError> {
     };
     Ok(run
         .context
-        .waited(
-            &what,
-            wait::object(&run.context.news, &volumes, &what, name, Limit::DELETE, look),
-        )
+        .until_object(&volumes, &what, name, Limit::DELETE, look)
         .await?)
 }
 
@@ -261,7 +256,7 @@ async fn move_set(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
     second.verify(context, written).await?;
     set.delete(context).await?;
     second.gone(context).await?;
-    second.detached(context, &pv).await?;
+    claim.detached(context).await?;
     remove_claim(run, &claim).await
 }
 
@@ -290,8 +285,7 @@ async fn delete_while_attaching(run: &Run, spec: &VolumeSpec) -> Result<(), ActE
     pod.delete(context).await?;
     drop(held);
     pod.gone(context).await?;
-    pod.detached(context, claim.pv.as_deref().unwrap_or_default())
-        .await?;
+    claim.detached(context).await?;
     remove_claim(run, &claim).await
 }
 

@@ -167,7 +167,7 @@ impl Runner {
     pub async fn execute(&self, scenario: &Scenario, name: &str) {
         let since = Instant::now();
         self.recorder.record(Some(name), What::ScenarioStarted);
-        let (outcome, message) = self.phases(scenario, name).await;
+        let (outcome, message) = self.phases(scenario, name, since).await;
         self.recorder.record(
             Some(name),
             What::ScenarioEnded {
@@ -178,12 +178,11 @@ impl Runner {
         );
     }
 
-    async fn phases(&self, scenario: &Scenario, name: &str) -> (Outcome, String) {
+    async fn phases(&self, scenario: &Scenario, name: &str, since: Instant) -> (Outcome, String) {
         let phase = |phase: &str| {
             let phase = phase.to_owned();
             self.recorder.record(Some(name), What::Phase { phase });
         };
-        let since = Instant::now();
         phase("prepare");
         if let Some(why) = wrong_exception(scenario).or_else(|| wrong_fault(scenario)) {
             return (Outcome::Broken, format!("prepare: {why}"));

@@ -42,8 +42,7 @@ pub(super) async fn attach_limit(run: &Run, spec: &VolumeSpec) -> Result<(), Act
     }))
     .await?;
     try_join_all(claims.iter().chain([&more]).map(|claim| async {
-        let pv = claim.pv.as_deref().unwrap_or_default();
-        freed_pod.detached(context, pv).await?;
+        claim.detached(context).await?;
         remove_claim(run, claim).await
     }))
     .await
@@ -82,10 +81,7 @@ async fn limit_of(run: &Run, node: &str) -> Result<u32, ActError> {
     };
     Ok(run
         .context
-        .waited(
-            &what,
-            wait::object(&run.context.news, &nodes, &what, node, Limit::CALL, look),
-        )
+        .until_object(&nodes, &what, node, Limit::CALL, look)
         .await?)
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::act::{BLOCKS, bound_claim, remove_claim, remove_pod, running_pod};
 use super::execute::{ActError, Run};
 use crate::clock::Limit;
-use crate::cluster::wait::{self, Look};
+use crate::cluster::wait::Look;
 use crate::workload::{Placement, VolumeSpec};
 
 pub(super) async fn second_attachment(run: &Run, spec: &VolumeSpec) -> Result<(), ActError> {
@@ -33,17 +33,7 @@ pub(super) async fn second_attachment(run: &Run, spec: &VolumeSpec) -> Result<()
         .map_err(context.api("create an attachment"))?;
     let what = format!("the attachment to {there} is refused");
     let refused = context
-        .waited(
-            &what,
-            wait::object(
-                &context.news,
-                &attachments,
-                &what,
-                &name,
-                Limit::ATTACH,
-                is_refused,
-            ),
-        )
+        .until_object(&attachments, &what, &name, Limit::ATTACH, is_refused)
         .await;
     context
         .delete(&attachments, &name, &DeleteParams::default())

@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -165,10 +166,7 @@ impl Claim {
         let claims: Api<PersistentVolumeClaim> = wait::api(&context.client, &context.namespace);
         let what = format!("claim {} {what}", self.name);
         context
-            .waited(
-                &what,
-                wait::object(&context.news, &claims, &what, &self.name, limit, look),
-            )
+            .until_object(&claims, &what, &self.name, limit, look)
             .await
     }
 
@@ -303,6 +301,37 @@ impl Claim {
         context
             .delete(&claims, &self.name, &DeleteParams::default())
             .await
+    }
+
+    /// Waits until no attachment of its volume is left.
+    ///
+    /// # Errors
+    /// If one is after its bound.
+    pub async fn detached(&self, context: &Context) -> Result<(), WorkloadError> {
+        let pv = self.pv.as_deref().unwrap_or_default();
+        let api: Api<VolumeAttachment> = Api::all(context.client.clone());
+        let what = format!("{pv} is detached");
+        let look = |list: &[VolumeAttachment]| {
+            let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
+            match list.iter().find(of) {
+                None => Look::Holds(()),
+                Some(a) => Look::NotYet(format!(
+                    "{} on {}, deletion {}, detach error {:?}",
+                    a.name_any(),
+                    a.spec.node_name,
+                    if a.metadata.deletion_timestamp.is_some() {
+                        "asked for"
+                    } else {
+                        "not asked for"
+                    },
+                    a.status
+                        .as_ref()
+                        .and_then(|s| s.detach_error.as_ref())
+                        .and_then(|e| e.message.clone())
+                )),
+            }
+        };
+        context.until_objects(&api, &what, Limit::DELETE, look).await
     }
 
     /// Waits until the claim is gone.

@@ -12,7 +12,7 @@ use crate::clock::Limit;
 use crate::cluster::ClusterError;
 use crate::cluster::driver::{Class, Driver};
 use crate::cluster::news::News;
-use crate::cluster::wait::{self, WaitError};
+use crate::cluster::wait::{self, Look, WaitError};
 use crate::history::{Recorder, What};
 
 /// Label of every namespace that a run makes; its value is the run's name.
@@ -97,18 +97,10 @@ impl Context {
         // Pods are refused until the namespace has its account.
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
             wait::api(&self.client, &self.namespace);
-        self.waited(
-            "service account of the namespace",
-            wait::object(
-                &self.news,
-                &accounts,
-                "service account of the namespace",
-                "default",
-                Limit::PROVISION,
-                |_| wait::Look::Holds(()),
-            ),
-        )
-        .await
+        let what = "service account of the namespace";
+        let exists = |_: &_| Look::Holds(());
+        self.until_object(&accounts, what, "default", Limit::PROVISION, exists)
+            .await
     }
 
     /// Asks for the namespace's deletion; one that is gone is no error. Kubernetes waits 5 s before it begins with an empty one.
@@ -161,6 +153,43 @@ impl Context {
     {
         let what = format!("{} {name} is gone", K::kind(&()));
         self.waited(&what, wait::gone(&self.news, api, &what, name, Limit::DELETE))
+            .await
+    }
+
+    /// Waits until the object called `name` is as `condition` wants it.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Wait`].
+    pub async fn until_object<K, T>(
+        &self,
+        api: &Api<K>,
+        what: &str,
+        name: &str,
+        limit: Duration,
+        condition: impl Fn(&K) -> Look<T>,
+    ) -> Result<T, WorkloadError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        self.waited(what, wait::object(&self.news, api, what, name, limit, condition))
+            .await
+    }
+
+    /// Waits until the objects that `api` lists are as `condition` wants them.
+    ///
+    /// # Errors
+    /// [`WorkloadError::Wait`].
+    pub async fn until_objects<K, T>(
+        &self,
+        api: &Api<K>,
+        what: &str,
+        limit: Duration,
+        condition: impl Fn(&[K]) -> Look<T>,
+    ) -> Result<T, WorkloadError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        self.waited(what, wait::objects(&self.news, api, what, limit, condition))
             .await
     }
 

@@ -49,7 +49,7 @@ pub(super) fn spec(
     placement: &Placement,
 ) -> Value {
     let path = path(volume.mode);
-    let mut container = json!({
+    let container = json!({
         "name": "io",
         "image": context.image,
         "imagePullPolicy": "IfNotPresent",
@@ -57,18 +57,16 @@ pub(super) fn spec(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
         "args": ["io", "write", "--path", path, "--writer", "$(POD_UID)", "--blocks", blocks.to_string(), "--interval-ms", "5"],
+        "volumeMounts": [],
+        "volumeDevices": [],
     });
-    let place = match volume.mode {
-        Mode::Filesystem => ("volumeMounts", json!([{"name": "data", "mountPath": MOUNT}])),
-        Mode::Block => ("volumeDevices", json!([{"name": "data", "devicePath": DEVICE}])),
-    };
-    container[place.0] = place.1;
     let mut spec = json!({
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": false,
         "containers": [container],
-        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}],
+        "volumes": [],
     });
+    give(&mut spec, "data", claim, volume.mode, "");
     if let Placement::On(node) = placement {
         spec["affinity"] = on_node(node);
     }
@@ -76,6 +74,29 @@ pub(super) fn spec(
         spec["securityContext"] = json!({"runAsUser": USER, "runAsGroup": USER, "fsGroup": group});
     }
     spec
+}
+
+/// Gives the pod of `spec` the volume of `claim` as `name`, at the usual place with `suffix` behind it.
+fn give(spec: &mut Value, name: &str, claim: &str, mode: Mode, suffix: &str) {
+    let (list, place) = match mode {
+        Mode::Filesystem => (
+            "volumeMounts",
+            json!({"name": name, "mountPath": format!("{MOUNT}{suffix}")}),
+        ),
+        Mode::Block => (
+            "volumeDevices",
+            json!({"name": name, "devicePath": format!("{DEVICE}{suffix}")}),
+        ),
+    };
+    let volume = json!({"name": name, "persistentVolumeClaim": {"claimName": claim}});
+    push(&mut spec["volumes"], volume);
+    push(&mut spec["containers"][0][list], place);
+}
+
+fn push(list: &mut Value, value: Value) {
+    if let Value::Array(list) = list {
+        list.push(value);
+    }
 }
 
 /// Only this node, by its name: the label of its host's name need not be the same.
@@ -103,8 +124,7 @@ pub async fn create_pod(
     blocks: u64,
     placement: &Placement,
 ) -> Result<Consumer, WorkloadError> {
-    let spec = spec(context, &claim.name, &claim.spec, blocks, placement);
-    create(context, name, claim, spec, placement).await
+    create_pod_of_many(context, name, claim, &[], blocks, placement).await
 }
 
 /// Makes a pod that may only read.
@@ -135,30 +155,11 @@ pub async fn create_pod_of_many(
     placement: &Placement,
 ) -> Result<Consumer, WorkloadError> {
     let mut spec = spec(context, &claim.name, &claim.spec, blocks, placement);
-    for claim in others {
-        let volume = json!({"name": claim.name, "persistentVolumeClaim": {"claimName": claim.name}});
-        let (list, place) = match claim.spec.mode {
-            Mode::Filesystem => (
-                "volumeMounts",
-                json!({"name": claim.name, "mountPath": format!("{MOUNT}-{}", claim.name)}),
-            ),
-            Mode::Block => (
-                "volumeDevices",
-                json!({"name": claim.name, "devicePath": format!("{DEVICE}-{}", claim.name)}),
-            ),
-        };
-        push(&mut spec["volumes"], volume);
-        push(&mut spec["containers"][0][list], place);
+    for other in others {
+        let place = format!("-{}", other.name);
+        give(&mut spec, &other.name, &other.name, other.spec.mode, &place);
     }
     create(context, name, claim, spec, placement).await
-}
-
-fn push(list: &mut Value, value: Value) {
-    if let Value::Array(list) = list {
-        list.push(value);
-    } else {
-        *list = json!([value]);
-    }
 }
 
 async fn create(
@@ -212,15 +213,10 @@ impl Consumer {
     pub async fn running(&mut self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         let what = format!("pod {} runs", self.name);
-        let ready = wait::object(
-            &context.news,
-            &pods,
-            &what,
-            &self.name,
-            Limit::POD,
-            condition::is_ready,
-        );
-        let error = match context.waited(&what, ready).await {
+        let ready = context
+            .until_object(&pods, &what, &self.name, Limit::POD, condition::is_ready)
+            .await;
+        let error = match ready {
             Ok(node) => {
                 self.node = node;
                 return Ok(());
@@ -248,10 +244,7 @@ impl Consumer {
         let what = format!("pod {} waits: {why}", self.name);
         let look = |pod: &Pod| condition::is_unschedulable(pod, why);
         context
-            .waited(
-                &what,
-                wait::object(&context.news, &pods, &what, &self.name, Limit::POD, look),
-            )
+            .until_object(&pods, &what, &self.name, Limit::POD, look)
             .await
     }
 
@@ -279,12 +272,7 @@ impl Consumer {
                 },
             }
         };
-        context
-            .waited(
-                &what,
-                wait::objects(&context.news, &api, &what, Limit::ATTACH, look),
-            )
-            .await
+        context.until_objects(&api, &what, Limit::ATTACH, look).await
     }
 
     /// Asks for its deletion.
@@ -313,40 +301,5 @@ impl Consumer {
     pub async fn gone(&self, context: &Context) -> Result<(), WorkloadError> {
         let pods: Api<Pod> = wait::api(&context.client, &context.namespace);
         context.gone(&pods, &self.name).await
-    }
-
-    /// Waits until no attachment of `pv` is left.
-    ///
-    /// # Errors
-    /// If one is after its bound.
-    pub async fn detached(&self, context: &Context, pv: &str) -> Result<(), WorkloadError> {
-        let api: Api<VolumeAttachment> = Api::all(context.client.clone());
-        let what = format!("{pv} is detached");
-        let look = |list: &[VolumeAttachment]| {
-            let of = |a: &&VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(pv);
-            match list.iter().find(of) {
-                None => Look::Holds(()),
-                Some(a) => Look::NotYet(format!(
-                    "{} on {}, deletion {}, detach error {:?}",
-                    a.name_any(),
-                    a.spec.node_name,
-                    if a.metadata.deletion_timestamp.is_some() {
-                        "asked for"
-                    } else {
-                        "not asked for"
-                    },
-                    a.status
-                        .as_ref()
-                        .and_then(|s| s.detach_error.as_ref())
-                        .and_then(|e| e.message.clone())
-                )),
-            }
-        };
-        context
-            .waited(
-                &what,
-                wait::objects(&context.news, &api, &what, Limit::DELETE, look),
-            )
-            .await
     }
 }

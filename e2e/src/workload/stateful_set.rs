@@ -71,10 +71,7 @@ impl Moving {
         let what = format!("claim {name} exists");
         let look = |c: &PersistentVolumeClaim| Look::Holds(c.uid().unwrap_or_default());
         let uid = context
-            .waited(
-                &what,
-                wait::object(&context.news, &claims, &what, &name, Limit::PROVISION, look),
-            )
+            .until_object(&claims, &what, &name, Limit::PROVISION, look)
             .await?;
         let mut claim = Claim {
             name,
@@ -103,12 +100,7 @@ impl Moving {
             // The set replaces a pod that ended.
             Look::NotYet(seen) | Look::Never(seen) => Look::NotYet(seen),
         };
-        context
-            .waited(
-                &what,
-                wait::object(&context.news, &pods, &what, &name, Limit::POD, look),
-            )
-            .await
+        context.until_object(&pods, &what, &name, Limit::POD, look).await
     }
 
     /// Sends its pod to `node`.
